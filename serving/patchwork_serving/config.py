@@ -1,0 +1,168 @@
+"""Settings: command line over environment over ``patchwork.yaml`` over default, resolved once; a bad value names its place."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import platformdirs
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+
+from patchwork_serving.errors import ConfigError
+
+CONFIG_NAME = "patchwork.yaml"
+
+_UNITS_S = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "": 1.0}
+
+
+def parse_seconds(value: object) -> object:
+    """``"500ms"``, ``"2s"``, ``"1.5m"`` or a number, as seconds; anything else is left for pydantic to refuse."""
+    if isinstance(value, str):
+        match = re.fullmatch(r"\s*(\d+(?:\.\d*)?)\s*(ms|s|m|h|)\s*", value)
+        if match is None:
+            raise ValueError(f"{value!r} is not a duration; write for example 500ms, 2s or 1m")
+        return float(match[1]) * _UNITS_S[match[2]]
+    return value
+
+
+Seconds = Annotated[float, BeforeValidator(parse_seconds), Field(gt=0)]
+
+
+@dataclass(frozen=True, slots=True)
+class Paths:
+    """Where things are kept. ``home`` holds what runs (state, logs, Postgres data), ``cache`` what can be made again."""
+
+    home: Path
+    cache: Path
+
+    @classmethod
+    def from_env(cls, env: Mapping[str, str] = os.environ) -> Paths:
+        """``PATCHWORK_HOME`` and ``PATCHWORK_CACHE``, or the platform's own folders."""
+        home = env.get("PATCHWORK_HOME") or platformdirs.user_data_dir("patchwork")
+        cache = env.get("PATCHWORK_CACHE") or platformdirs.user_cache_dir("patchwork")
+        return cls(Path(home).expanduser().absolute(), Path(cache).expanduser().absolute())
+
+    @property
+    def state(self) -> Path:
+        return self.home / "state"
+
+    @property
+    def logs(self) -> Path:
+        return self.home / "logs"
+
+    @property
+    def postgres(self) -> Path:
+        return self.home / "postgres"
+
+    @property
+    def models(self) -> Path:
+        return self.cache / "models"
+
+    @property
+    def records(self) -> Path:
+        return self.cache / "records"
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class ModelConfig(_Strict):
+    """One entry of ``models``: adds a model name or overrides a known one."""
+
+    source: str | None = Field(
+        None,
+        description="packaged:NAME, a local file or folder, hf:ORG/NAME on a hub, or the base URL of an OpenAI-compatible server",
+    )
+    engine: Literal["llamacpp", "onnx", "vllm", "reranker", "transformers", "external"] | None = None
+    engine_args: dict[str, Any] = Field(default_factory=dict)
+
+
+class ComponentConfig(_Strict):
+    """Overrides for one component, by id as ``patchwork inspect`` shows it."""
+
+    way: Literal["own", "protocol", "engine", "local"] | None = Field(
+        None, description="how the leaf is run; local: stay in the orchestrator"
+    )
+    replicas: int | None = Field(None, ge=0)
+    num_cpus: float | None = Field(None, ge=0)
+    num_gpus: float | None = Field(None, ge=0)
+    max_batch: int | None = Field(None, ge=1)
+    max_wait_s: Seconds | None = None
+    slots: int | None = Field(None, ge=1)
+    concurrency: int | None = Field(None, ge=1, description="calls in flight to an external API, per ingress replica")
+
+
+class StoreConfig(_Strict):
+    recall_floor: float = Field(0.95, gt=0, le=1, description="below this recall@10, searches scan exactly")
+    ef_search: int | None = Field(
+        None, ge=1, le=1000, description="HNSW candidates per query; default: the smallest that reaches the floor"
+    )
+    pool_size: int = Field(4, ge=1, le=64, description="connections per retriever replica")
+
+
+class GatewayConfig(_Strict):
+    max_body_bytes: int = Field(4 * 1024 * 1024, gt=0)
+    request_timeout_s: Seconds = 120.0
+    max_batch_inputs: int = Field(256, ge=1)
+
+
+class Config(_Strict):
+    """The whole of ``patchwork.yaml``."""
+
+    name: str | None = Field(None, pattern=r"^[a-z0-9][a-z0-9_-]{0,62}$")
+    slo: Seconds | None = Field(None, description="deadline of a request, for example 2s")
+    ingress_replicas: int = Field(1, ge=1)
+    models: dict[str, ModelConfig] = Field(default_factory=dict)
+    components: dict[str, ComponentConfig] = Field(default_factory=dict)
+    store: StoreConfig = StoreConfig()
+    gateway: GatewayConfig = GatewayConfig()
+    runtime_env: dict[str, Any] = Field(default_factory=dict, description="merged into Ray's runtime environment")
+    env: dict[str, str] = Field(default_factory=dict, description="environment variables of the deployed processes")
+
+
+def config_schema() -> dict[str, Any]:
+    """The published JSON Schema of ``patchwork.yaml``."""
+    schema = Config.model_json_schema()
+    schema["$schema"] = "https://json-schema.org/draft/2020-12/schema"
+    schema["title"] = CONFIG_NAME
+    return schema
+
+
+def load_config(path: Path | None, beside: Path | None = None) -> Config:
+    """Read ``path``, or ``patchwork.yaml`` in the folder ``beside``, or defaults; ConfigError names file, key and remedy."""
+    if path is None:
+        candidate = None if beside is None else beside / CONFIG_NAME
+        if candidate is None or not candidate.is_file():
+            return Config()
+        path = candidate
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"cannot read {path}: {error.strerror}; give an existing file to --config") from error
+    try:
+        document = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f" line {mark.line + 1}" if mark is not None else ""
+        raise ConfigError(f"{path}{line}: not valid YAML ({getattr(error, 'problem', error)})") from error
+    if document is not None and not isinstance(document, dict):
+        raise ConfigError(f"{path}: the top level must be a mapping of settings, not {type(document).__name__}")
+    try:
+        return Config.model_validate(document or {})
+    except ValidationError as error:
+        raise ConfigError(f"{path}: {_first_fault(error)}") from error
+
+
+def _first_fault(error: ValidationError) -> str:
+    fault = error.errors(include_url=False, include_input=False)[0]
+    where = ".".join(str(part) for part in fault["loc"])
+    if fault["type"] == "extra_forbidden":
+        return f"unknown key {where!r}; `patchwork version --schema` prints the keys that exist"
+    more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
+    return f"{where}: {fault['msg']}{more}"

@@ -1,0 +1,69 @@
+"""Frames between orchestrator and replica: msgpack, between our own processes only."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import msgpack
+
+
+@dataclass(frozen=True, slots=True)
+class CallFrame:
+    id: str
+    request_id: str
+    leaf: str
+    method: str
+    payload: bytes
+    site: str = ""
+    size: int = 1
+    stream: bool = False
+    remaining_s: float | None = None  #: seconds left when the frame was sent; None: no deadline
+    traceparent: str | None = None
+
+    def to_bytes(self) -> bytes:
+        return _pack([getattr(self, name) for name in self.__slots__])
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> CallFrame:
+        return cls(*msgpack.unpackb(data))
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What a replica tells with each reply; the router and telemetry live on it."""
+
+    replica: str
+    queue_s: float = 0.0  #: seconds the call waited in the replica's queue
+    service_s: float = 0.0  #: seconds from leaving the queue to the last frame
+    first_frame_s: float | None = None  #: seconds from leaving the queue to the first frame, streams only
+    batch: int = 1  #: calls that ran together
+    queued: int = 0  #: calls waiting in the replica after this one
+    running: int = 0
+    queued_s: float = 0.0  #: predicted seconds of work waiting in the replica
+
+    def to_list(self) -> list[Any]:
+        return [getattr(self, name) for name in self.__slots__]
+
+
+@dataclass(frozen=True, slots=True)
+class ReplyFrame:
+    """One frame of a reply. ``error`` is set on failure: (class name, message, status, retryable)."""
+
+    payload: bytes = b""
+    report: Report | None = None  #: on the last frame
+    error: tuple[str, str, int, bool] | None = None
+    last: bool = True
+
+    def to_bytes(self) -> bytes:
+        return _pack([self.payload, self.report.to_list() if self.report else None, self.error, self.last])
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> ReplyFrame:
+        payload, report, error, last = msgpack.unpackb(data)
+        return cls(payload, Report(*report) if report else None, tuple(error) if error else None, last)
+
+
+def _pack(value: object) -> bytes:
+    packed: bytes = msgpack.packb(value)
+    return packed
