@@ -47,21 +47,39 @@ class Report:
 
 
 @dataclass(frozen=True, slots=True)
-class ReplyFrame:
-    """One frame of a reply. ``error`` is set on failure: (class name, message, status, retryable)."""
+class ErrorFrame:
+    """Why a call was not carried out; an exception of the user's own leaf travels in a payload instead."""
 
-    payload: bytes = b""
-    report: Report | None = None  #: on the last frame
-    error: tuple[str, str, int, bool] | None = None
+    kind: str  #: class name
+    message: str
+    status: int
+    retryable: bool
+
+
+@dataclass(frozen=True, slots=True)
+class ReplyFrame:
+    """A piece of a reply: several payloads when a stream's frames were coalesced, and on the last piece a report or an error."""
+
+    payloads: tuple[bytes, ...] = ()
+    report: Report | None = None
+    error: ErrorFrame | None = None
     last: bool = True
 
     def to_bytes(self) -> bytes:
-        return _pack([self.payload, self.report.to_list() if self.report else None, self.error, self.last])
+        error = self.error
+        return _pack(
+            [
+                self.payloads,
+                self.report.to_list() if self.report else None,
+                [error.kind, error.message, error.status, error.retryable] if error else None,
+                self.last,
+            ]
+        )
 
     @classmethod
     def from_bytes(cls, data: bytes) -> ReplyFrame:
-        payload, report, error, last = msgpack.unpackb(data)
-        return cls(payload, Report(*report) if report else None, tuple(error) if error else None, last)
+        payloads, report, error, last = msgpack.unpackb(data)
+        return cls(tuple(payloads), Report(*report) if report else None, ErrorFrame(*error) if error else None, last)
 
 
 def _pack(value: object) -> bytes:

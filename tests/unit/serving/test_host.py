@@ -1,0 +1,246 @@
+"""The host with engines made of futures: no sleeps, no sockets."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from typing import Any
+
+import pytest
+
+from patchwork_scheduler.policies import policy_by_name
+from patchwork_scheduler.queue import CallQueue
+from patchwork_serving.components.coalesce import coalesce
+from patchwork_serving.components.engine import EngineCall
+from patchwork_serving.components.host import ComponentHost
+from patchwork_serving.errors import EngineDied, EngineRefused
+from patchwork_serving.wire import CallFrame, ReplyFrame, Report
+
+
+class Gate:
+    """A batch engine whose batches end when the test says so."""
+
+    def __init__(self) -> None:
+        self.batches: list[list[str]] = []
+        self.open = asyncio.Event()
+        self.cancelled = 0
+        self.closed = 0
+
+    async def start(self) -> None: ...
+
+    async def close(self) -> None:
+        self.closed += 1
+
+    def describe(self) -> Mapping[str, Any]:
+        return {}
+
+    async def run(self, batch: Sequence[EngineCall]) -> Sequence[bytes | Exception]:
+        self.batches.append([call.id for call in batch])
+        try:
+            await self.open.wait()
+        except asyncio.CancelledError:
+            self.cancelled += 1
+            raise
+        return [EngineRefused("too long") if call.payload == b"bad" else call.payload for call in batch]
+
+
+class Tokens:
+    """A continuous engine that streams three frames, each when the test opens the gate."""
+
+    slots = 2
+
+    def __init__(self) -> None:
+        self.open = asyncio.Event()
+        self.inside: list[str] = []
+        self.aborted: list[str] = []
+
+    async def start(self) -> None: ...
+
+    async def close(self) -> None: ...
+
+    def describe(self) -> Mapping[str, Any]:
+        return {}
+
+    async def generate(self, call: EngineCall) -> AsyncIterator[bytes]:
+        self.inside.append(call.id)
+        ended = False
+        try:
+            for token in (b"a", b"b", b"c"):
+                yield token
+                await self.open.wait()
+            ended = True
+        finally:
+            self.inside.remove(call.id)
+            if not ended:
+                self.aborted.append(call.id)
+
+
+def frame(name: str, payload: bytes = b"x", remaining_s: float | None = None, stream: bool = False) -> CallFrame:
+    return CallFrame(
+        id=name, request_id="r", leaf="l", method="m", payload=payload, remaining_s=remaining_s, stream=stream
+    )
+
+
+async def host(engine: Any, max_batch: int = 8) -> ComponentHost:
+    built = ComponentHost(engine, CallQueue(policy_by_name("fifo"), max_batch=max_batch), replica="replica-1")
+    await built.start()
+    return built
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    for _ in range(1000):
+        if condition():
+            return
+        await asyncio.sleep(0)
+    raise AssertionError("the condition never held")
+
+
+async def test_calls_that_come_while_a_batch_runs_form_the_next_one() -> None:
+    engine = Gate()
+    served = await host(engine)
+    first = asyncio.create_task(served.call(frame("a")))
+    await until(lambda: engine.batches == [["a"]])
+    others = [asyncio.create_task(served.call(frame(n))) for n in "bcd"]
+    await until(lambda: served.load().queued == 3)
+    engine.open.set()
+    replies = await asyncio.gather(first, *others)
+    assert engine.batches == [["a"], ["b", "c", "d"]]
+    assert [r.payloads for r in replies] == [(b"x",)] * 4
+    assert replies[1].report is not None
+    assert replies[1].report.batch == 3
+    await served.close()
+
+
+async def test_a_call_that_fails_alone_does_not_fail_its_batch() -> None:
+    engine = Gate()
+    engine.open.set()
+    served = await host(engine)
+    good, bad = await asyncio.gather(served.call(frame("a")), served.call(frame("b", b"bad")))
+    assert good.error is None
+    assert bad.error is not None
+    assert (bad.error.kind, bad.error.status) == ("EngineRefused", 400)
+    await served.close()
+
+
+async def test_a_caller_that_leaves_takes_its_call_out_of_the_queue() -> None:
+    engine = Gate()
+    served = await host(engine)
+    running = asyncio.create_task(served.call(frame("a")))
+    await until(lambda: engine.batches == [["a"]])
+    leaving = asyncio.create_task(served.call(frame("b")))
+    await until(lambda: served.load().queued == 1)
+    leaving.cancel()
+    await asyncio.wait({leaving})
+    assert served.load().queued == 0
+    engine.open.set()
+    await running
+    assert engine.batches == [["a"]]
+    await served.close()
+
+
+async def test_a_batch_whose_callers_all_left_is_cancelled() -> None:
+    engine = Gate()
+    served = await host(engine)
+    tasks = [asyncio.create_task(served.call(frame("a")))]
+    await until(lambda: engine.batches == [["a"]])
+    tasks[0].cancel()
+    await asyncio.wait(tasks)
+    await until(lambda: engine.cancelled == 1)
+    assert served.load().running == 0
+    await served.close()
+
+
+async def test_a_call_without_time_left_is_refused_with_the_deadline_error() -> None:
+    engine = Gate()
+    served = await host(engine)
+    reply = await served.call(frame("a", remaining_s=0.0))
+    assert reply.error is not None
+    assert (reply.error.kind, reply.error.status) == ("DeadlinePassed", 504)
+    assert engine.batches == []
+    await served.close()
+
+
+async def test_a_deadline_that_passes_while_waiting_takes_the_call_out() -> None:
+    engine = Gate()
+    served = await host(engine)
+    running = asyncio.create_task(served.call(frame("a")))
+    await until(lambda: engine.batches == [["a"]])
+    reply = await served.call(frame("b", remaining_s=0.01))
+    assert reply.error is not None
+    assert reply.error.kind == "DeadlinePassed"
+    assert served.load().queued == 0
+    engine.open.set()
+    await running
+    await served.close()
+
+
+async def test_closing_ends_waiting_calls_with_a_retryable_error_and_closes_the_engine_once() -> None:
+    engine = Gate()
+    served = await host(engine)
+    tasks = [asyncio.create_task(served.call(frame(n))) for n in "ab"]
+    await until(lambda: engine.batches == [["a", "b"]] or len(engine.batches) == 1)
+    await served.close()
+    await served.close()
+    replies = await asyncio.gather(*tasks)
+    assert {r.error.kind for r in replies if r.error} == {EngineDied.__name__}
+    assert all(r.error and r.error.retryable for r in replies)
+    assert engine.closed == 1
+
+
+async def test_a_continuous_engine_holds_no_more_calls_than_its_slots() -> None:
+    engine = Tokens()
+    served = await host(engine, max_batch=1)
+    tasks = [asyncio.create_task(served.call(frame(n))) for n in "abc"]
+    await until(lambda: len(engine.inside) == 2)
+    assert served.load().queued == 1
+    engine.open.set()
+    replies = await asyncio.gather(*tasks)
+    assert [r.payloads for r in replies] == [(b"a", b"b", b"c")] * 3
+    assert served.load() == served.load().__class__(0, 0, 0.0)
+    await served.close()
+
+
+async def test_a_stream_sends_its_first_frame_at_once_and_its_report_last() -> None:
+    engine = Tokens()
+    served = await host(engine, max_batch=1)
+    frames = served.stream(frame("a", stream=True))
+    first = await anext(frames)
+    assert first == ReplyFrame((b"a",), last=False)
+    engine.open.set()
+    rest = [f async for f in frames]
+    assert b"".join(p for f in rest for p in f.payloads) == b"bc"
+    assert rest[-1].last
+    assert isinstance(rest[-1].report, Report)
+    assert rest[-1].report.first_frame_s is not None
+    await served.close()
+
+
+async def test_leaving_a_stream_aborts_the_engine_and_frees_the_slot() -> None:
+    engine = Tokens()
+    served = await host(engine, max_batch=1)
+    frames = served.stream(frame("a", stream=True))
+    await anext(frames)
+    await frames.aclose()  # type: ignore[attr-defined]
+    assert engine.aborted == ["a"]
+    assert served.load().running == 0
+    await served.close()
+
+
+async def test_coalescing_keeps_order_and_raises_what_the_source_raised() -> None:
+    async def source() -> AsyncIterator[bytes]:
+        for i in range(5):
+            yield bytes([i])
+        raise EngineDied("gone")
+
+    groups: list[tuple[bytes, ...]] = []
+    with pytest.raises(EngineDied):
+        async for group in coalesce(source(), lambda: 0.0):
+            groups.append(group)
+    assert b"".join(p for g in groups for p in g) == bytes(range(5))
+
+
+def test_frames_survive_the_wire() -> None:
+    call = CallFrame("i", "r", "l", "m", b"\x00p", "s", 3, True, 1.5, "00-a-b-01")
+    assert CallFrame.from_bytes(call.to_bytes()) == call
+    reply = ReplyFrame((b"a", b"b"), Report("x", 0.1, 0.2, None, 4), None, True)
+    assert ReplyFrame.from_bytes(reply.to_bytes()) == reply
