@@ -15,6 +15,7 @@ from patchwork_scheduler.model import Call
 from patchwork_scheduler.queue import CallQueue
 from patchwork_serving.components.coalesce import coalesce
 from patchwork_serving.components.engine import BatchEngine, ContinuousEngine, EngineCall
+from patchwork_serving.deadlines import until_deadline
 from patchwork_serving.errors import EngineDied, ServingError
 from patchwork_serving.wire import CallFrame, ErrorFrame, ReplyFrame, Report
 
@@ -213,10 +214,9 @@ class ComponentHost:
         assert isinstance(engine, ContinuousEngine)
         frames = engine.generate(_engine_call(waiting))
         try:
-            timeout = None if deadline is None else max(0.0, deadline - self._clock())
-            async with asyncio.timeout(timeout):
-                async for payload in frames:
-                    yield payload
+            remaining_s = (lambda: None) if deadline is None else (lambda: max(0.0, deadline - self._clock()))
+            async for payload in until_deadline(frames, remaining_s):
+                yield payload
         except TimeoutError:
             raise DeadlinePassed(f"the deadline passed in {self.replica}") from None
         finally:
