@@ -1,12 +1,12 @@
 """The root span of a request and the span of each leaf call below it: what the ingress process records.
 
-``RequestTelemetry`` implements ``patchwork_serving.gateway.port.Telemetry``; ``call_span`` goes around each transport call::
+``RequestTelemetry`` implements ``gateway.port.Telemetry``, and ``transport.CallObserver`` around each transport call::
 
-    with telemetry.call_span(call) as span:
-        frame = CallFrame(..., traceparent=span.traceparent)
-        ...                                  # send; for each streamed frame: span.frame(payload)
-        span.reply(reply.payload)            # a whole reply
-        span.report(reply.report)            # what the replica told
+    with telemetry.observe(call) as seen:
+        frame = CallFrame(..., traceparent=seen.traceparent)
+        ...                                  # send, wait
+        seen.report(reply.report)            # what the replica told
+        seen.reply(payload)                  # the whole reply, or each frame of a streamed one
 """
 
 from __future__ import annotations
@@ -67,20 +67,16 @@ class CallSpan:
     """What is learnt of one leaf call while it runs. Methods never raise and cost next to nothing when nobody records."""
 
     def __init__(self, span: Span, facts: extract.CallFacts, began: float) -> None:
+        #: for ``CallFrame.traceparent``: the replica's spans become children of this one
+        self.traceparent: str | None = traceparent_of(span)
         self._span = span
         self._facts = facts
         self._began = began  # time.monotonic()
         self._recording = span.is_recording()
         self._report: Report | None = None
-        self._reply: bytes | None = None
         self._frames = 0
         self._kept: deque[bytes] = deque()
         self._kept_bytes = 0
-
-    @property
-    def traceparent(self) -> str | None:
-        """For ``CallFrame.traceparent``: the replica's spans become children of this one."""
-        return traceparent_of(self._span)
 
     def set(self, key: str, value: AttributeValue) -> None:
         self._span.set_attribute(key, value)
@@ -90,16 +86,25 @@ class CallSpan:
         self._report = report
 
     def reply(self, payload: bytes) -> None:
-        """The whole reply of a call that is not streamed."""
-        self._reply = payload
+        """The whole reply, or one frame of a streamed one.
 
-    def frame(self, payload: bytes) -> None:
-        """One frame of a streamed reply. The first is timed, the end is kept for usage, and all of it when content was asked for."""
+        Of a stream the first chunk is timed and the end is kept for its usage; all of it when content was asked for.
+        """
         if not self._recording:
             return
-        if self._frames == 0:
-            self._span.set_attribute(names.TIME_TO_FIRST_CHUNK, time.monotonic() - self._began)
         self._frames += 1
+        if not self._facts.call.stream:
+            self._kept.append(payload)
+        elif self._frames > self._head_frames():
+            self._keep_chunk(payload)
+
+    def _head_frames(self) -> int:
+        """Frames before the first chunk: the protocol way sends status and headers first."""
+        return 0 if self._facts.spec.way in ("own", "engine") else 1
+
+    def _keep_chunk(self, payload: bytes) -> None:
+        if self._frames == self._head_frames() + 1:
+            self._span.set_attribute(names.TIME_TO_FIRST_CHUNK, time.monotonic() - self._began)
         self._kept.append(payload)
         self._kept_bytes += len(payload)
         limit = documents.CAPTURE_BYTES if self._facts.capture else documents.TAIL_BYTES
@@ -107,20 +112,20 @@ class CallSpan:
             self._kept_bytes -= len(self._kept.popleft())
 
     def finish(self, error: BaseException | None) -> None:
-        """End the span; called once, by :meth:`RequestTelemetry.call_span`."""
+        """End the span; called once, by :meth:`RequestTelemetry.observe`."""
         if self._recording:
             self._span.set_attributes(extract.attributes(extract.AT_END, self._with_reply()))
-            if self._frames:
+            if self._facts.call.stream:
                 self._span.set_attribute(names.FRAMES, self._frames)
             _set_outcome(self._span, error)
         self._span.end()
 
     def _with_reply(self) -> extract.CallFacts:
-        facts = self._facts
-        if self._reply is not None:
-            reply = documents.reply_document(self._reply, facts.call, facts.spec.way)
+        facts, way = self._facts, self._facts.spec.way
+        if facts.call.stream:
+            reply = documents.stream_document(list(self._kept), way)
         else:
-            reply = documents.stream_document(list(self._kept), facts.spec.way)
+            reply = documents.reply_document(self._kept[-1], facts.call, way) if self._kept else {}
         return extract.CallFacts(facts.call, facts.spec, facts.request, reply, self._report, facts.capture)
 
 
@@ -149,7 +154,7 @@ class RequestTelemetry:
         return RequestHandle(span, self._tracing)
 
     @contextmanager
-    def call_span(self, call: LeafCall, slack_s: float | None = None) -> Iterator[CallSpan]:
+    def observe(self, call: LeafCall, slack_s: float | None = None) -> Iterator[CallSpan]:
         """The span of one leaf call, child of the request's root. ``slack_s``: None means the seconds left until the deadline."""
         span = self._open(call, time.monotonic(), slack_s)
         try:

@@ -87,22 +87,22 @@ def run_rag(
     handle = telemetry.start_request("demo", traceparent, {names.WANTED: wanted, names.ROUTE: "/invoke"})
     root = handle.traceparent
     texts = {"texts": ["Where is Paris?"], "normalize": True}
-    with telemetry.call_span(call("embedder", "embed", texts, root, capture=capture)) as span:
+    with telemetry.observe(call("embedder", "embed", texts, root, capture=capture)) as span:
         span.reply(codec.encode_outcome(np.zeros((1, 384), dtype=np.float32)))
         span.report(Report("embedder-0", queue_s=0.001, service_s=0.004, batch=4))
     search = {"collection": "docs", "vector": np.zeros(384, dtype=np.float32), "k": 2, "ids": None, "where": {}}
-    with telemetry.call_span(call("store", "search", search, root, capture=capture), slack_s=1.5) as span:
+    with telemetry.observe(call("store", "search", search, root, capture=capture), slack_s=1.5) as span:
         span.reply(codec.encode_outcome([{"id": "a", "text": "secret text", "metadata": {}, "score": 0.9}]))
         span.report(Report("store-0", queue_s=0.0, service_s=0.002, batch=1))
-    with telemetry.call_span(call("reranker", "score", {"pairs": [("q", "d")]}, root)) as span:
+    with telemetry.observe(call("reranker", "score", {"pairs": [("q", "d")]}, root)) as span:
         span.reply(codec.encode_outcome(np.zeros(1, dtype=np.float32)))
     body = {
         "body": {"model": "smollm2-135m-instruct", "messages": [{"role": "user", "content": "secret"}], "max_tokens": 8}
     }
-    with telemetry.call_span(call("llm", "chat", body, root, capture=capture)) as span:
+    with telemetry.observe(call("llm", "chat", body, root, capture=capture)) as span:
         span.reply(codec.encode_outcome(REPLY))
         span.report(Report("llm-0", queue_s=0.01, service_s=0.3, batch=2))
-    with telemetry.call_span(call("slow_parse", "__call__", ((), {}), root)):
+    with telemetry.observe(call("slow_parse", "__call__", ((), {}), root)):
         pass
     handle.end("attained")
     return handle
@@ -186,7 +186,7 @@ def test_a_replica_in_another_process_adds_queue_and_execute_below_the_call(memo
     ingress, replica = open_tracing("demo", "ingress", [memory]), open_tracing("demo", "llm", [memory])
     telemetry = RequestTelemetry(ingress, COMPONENTS)
     report = Report("llm-0", queue_s=0.25, service_s=1.0, first_frame_s=0.1, batch=3)
-    with telemetry.call_span(call("llm", "chat", {"body": {}}, None)) as span:
+    with telemetry.observe(call("llm", "chat", {"body": {}}, None)) as span:
         frame = CallFrame("c1", "req-1", "mod.llm", "chat", b"", traceparent=span.traceparent)
         ReplicaTelemetry(replica, "llm").record(frame, report, ended_ns=10_000_000_000)
     replica.provider.force_flush()
@@ -247,9 +247,9 @@ def test_a_streamed_reply_gives_usage_finish_reason_and_first_chunk(
         {"id": "c", "model": "m", "choices": [{"index": 0, "delta": {"content": "is."}, "finish_reason": "length"}]},
         {"id": "c", "model": "m", "choices": [], "usage": {"prompt_tokens": 7, "completion_tokens": 2}},
     ]
-    with telemetry.call_span(call("llm", "chat", {"body": {}}, None, stream=True, capture=True)) as span:
+    with telemetry.observe(call("llm", "chat", {"body": {}}, None, stream=True, capture=True)) as span:
         for chunk in chunks:
-            span.frame(codec.encode_outcome(chunk))
+            span.reply(codec.encode_outcome(chunk))
     found = exported(tracing, memory)["chat smollm2-135m-instruct"]
     assert (found["gen_ai.usage.input_tokens"], found["gen_ai.usage.output_tokens"]) == (7, 2)
     assert found["gen_ai.response.finish_reasons"] == ("length",)
@@ -260,7 +260,7 @@ def test_a_streamed_reply_gives_usage_finish_reason_and_first_chunk(
 
 def test_a_failed_call_names_the_error_and_no_message(tracing: Tracing, memory: InMemorySpanExporter) -> None:
     telemetry = RequestTelemetry(tracing, COMPONENTS)
-    with pytest.raises(ValueError), telemetry.call_span(call("llm", "chat", {"body": {}}, None)):
+    with pytest.raises(ValueError), telemetry.observe(call("llm", "chat", {"body": {}}, None)):
         raise ValueError("a secret prompt")
     tracing.provider.force_flush()
     (span,) = memory.get_finished_spans()
@@ -273,9 +273,9 @@ def test_a_reader_that_closes_a_stream_early_is_no_error(tracing: Tracing, memor
     telemetry = RequestTelemetry(tracing, COMPONENTS)
 
     def frames() -> Iterator[bytes]:
-        with telemetry.call_span(call("llm", "chat", {"body": {}}, None, stream=True)) as span:
+        with telemetry.observe(call("llm", "chat", {"body": {}}, None, stream=True)) as span:
             while True:
-                span.frame(b"x")
+                span.reply(b"x")
                 yield b"x"
 
     reader = frames()
@@ -298,9 +298,8 @@ def test_a_failing_generator_loses_its_attribute_and_no_other() -> None:
 @pytest.mark.parametrize("payload", [b"", b"\x00garbage", b"{}"])
 def test_payloads_that_cannot_be_read_cost_attributes_only(tracing: Tracing, payload: bytes) -> None:
     telemetry = RequestTelemetry(tracing, COMPONENTS)
-    with telemetry.call_span(LeafCall("llm", "l", "chat", payload)) as span:
+    with telemetry.observe(LeafCall("llm", "l", "chat", payload)) as span:
         span.reply(payload)
-        span.frame(payload)
 
 
 def test_a_traceparent_that_is_no_traceparent_starts_a_new_trace(
