@@ -86,6 +86,10 @@ class RequestStopped(BaseException):
     status: ClassVar[int] = 500
     title: ClassVar[str] = "stopped"
     retryable: ClassVar[bool] = True
+    # BaseChatModel.agenerate (langchain-core 1.7) gathers with return_exceptions and reads these of every result that is not an
+    # Exception, before it raises the first; without them an AttributeError would arrive instead, and start the fallbacks
+    generations: ClassVar[tuple[()]] = ()
+    llm_output: ClassVar[None] = None
 
 
 class DeadlinePassed(RequestStopped):

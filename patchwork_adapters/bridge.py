@@ -1,0 +1,302 @@
+"""Carries leaf calls from wherever the user's code runs to one I/O loop, and back.
+
+A swapped leaf may be called from an event loop, from a worker thread, or synchronously from code that runs *on* an event loop (many
+frameworks do that). The transport behind it lives on one loop only. The bridge owns that loop, on a thread of its own, and lets each
+caller wait in its own way:
+
+* a thread blocks until the reply is there;
+* a coroutine awaits it;
+* synchronous code on a loop whose tasks have a portal (:func:`install_portal`) lets the other tasks of the loop run meanwhile.
+
+Cancelling the waiter cancels the call; :meth:`Bridge.cancel` frees every waiter of a request; a deadline frees them too.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+import queue
+import threading
+import time
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from concurrent.futures import CancelledError as ThreadCancelled
+from concurrent.futures import Future
+from typing import Any, TypeVar
+
+import greenback
+
+from patchwork_adapters.context import REQUEST
+from patchwork_adapters.errors import ComponentUnavailable, DeadlinePassed, RequestCancelled
+from patchwork_adapters.transport import LeafCall, Transport
+
+T = TypeVar("T")
+_Item = tuple[bytes | None, BaseException | None]  #: a frame, or (None, why it ended: None at the regular end)
+
+
+class Bridge:
+    """Sync and async calls over one transport. Starts its thread at the first call; ``close`` is idempotent."""
+
+    def __init__(self, transport: Transport) -> None:
+        self._transport = transport
+        self._lock = threading.Lock()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._thread: threading.Thread | None = None
+        self._closed = False
+        self._inflight: dict[str, set[Future[Any]]] = {}
+
+    # ---- whole replies
+
+    def call(self, call: LeafCall, timeout_s: float | None = None) -> bytes:
+        """The reply. Raises what the transport raises, DeadlinePassed, RequestCancelled, or TimeoutError after ``timeout_s``."""
+        if _on_loop_with_portal():
+            reply: bytes = _portal_await(self.acall(call, timeout_s))
+            return reply
+        future = self._submit(call, self._reply(call, timeout_s))
+        try:
+            return future.result()
+        except ThreadCancelled:
+            raise _cancelled(call) from None
+        except KeyboardInterrupt:
+            future.cancel()
+            raise
+
+    async def acall(self, call: LeafCall, timeout_s: float | None = None) -> bytes:
+        """As :meth:`call`; cancelling the awaiting task cancels the work."""
+        future = self._submit(call, self._reply(call, timeout_s))
+        try:
+            return await asyncio.wrap_future(future)
+        except asyncio.CancelledError:
+            if _is_cancelling():
+                raise
+            raise _cancelled(call) from None
+
+    # ---- streams
+
+    def stream(self, call: LeafCall, timeout_s: float | None = None) -> Iterator[bytes]:
+        """The reply's frames; closing the iterator cancels the work. ``timeout_s`` bounds the wait for each frame."""
+        if _on_loop_with_portal():
+            return self._stream_by_portal(call, timeout_s)
+        return self._stream_by_thread(call, timeout_s)
+
+    async def astream(self, call: LeafCall, timeout_s: float | None = None) -> AsyncIterator[bytes]:
+        loop = asyncio.get_running_loop()
+        items: asyncio.Queue[_Item] = asyncio.Queue()
+
+        def put(item: _Item) -> None:
+            loop.call_soon_threadsafe(items.put_nowait, item)
+
+        future = self._submit(call, self._pump(call, put))
+        try:
+            while True:
+                async with asyncio.timeout(timeout_s):
+                    frame, why = await items.get()
+                if frame is None:
+                    _raise_end(why, call)
+                    return
+                yield frame
+        finally:
+            future.cancel()
+
+    def _stream_by_thread(self, call: LeafCall, timeout_s: float | None) -> Iterator[bytes]:
+        items: queue.SimpleQueue[_Item] = queue.SimpleQueue()
+        future = self._submit(call, self._pump(call, items.put))
+        try:
+            while True:
+                try:
+                    frame, why = items.get(timeout=timeout_s)
+                except queue.Empty:
+                    raise TimeoutError(f"no frame from component {call.component} within {timeout_s} s") from None
+                if frame is None:
+                    _raise_end(why, call)
+                    return
+                yield frame
+        finally:
+            future.cancel()
+
+    def _stream_by_portal(self, call: LeafCall, timeout_s: float | None) -> Iterator[bytes]:
+        frames = self.astream(call, timeout_s)
+        try:
+            while True:
+                try:
+                    yield _portal_await(anext(frames))
+                except StopAsyncIteration:
+                    return
+        finally:
+            if _on_loop_with_portal():  # else the generator's own finaliser closes it
+                _portal_await(frames.aclose())  # type: ignore[attr-defined]
+
+    # ---- lifecycle
+
+    def cancel(self, request_id: str) -> int:
+        """Cancel every call in flight of one request; the waiters get RequestCancelled. Returns how many there were."""
+        with self._lock:
+            futures = list(self._inflight.get(request_id, ()))
+        return sum(future.cancel() for future in futures)
+
+    def close(self) -> None:
+        """Cancel what is in flight and stop the thread."""
+        with self._lock:
+            self._closed = True
+            loop, self._loop = self._loop, None
+            thread, self._thread = self._thread, None
+        if loop is None or thread is None:
+            return
+        loop.call_soon_threadsafe(loop.stop)
+        if thread is not threading.current_thread():
+            thread.join(timeout=10)
+
+    def __enter__(self) -> Bridge:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    # ---- on the I/O loop
+
+    async def _reply(self, call: LeafCall, timeout_s: float | None) -> bytes:
+        async with _limited(call, timeout_s):
+            return await self._transport.call(call)
+
+    async def _pump(self, call: LeafCall, put: Callable[[_Item], None]) -> None:
+        """Move frames to the waiter; it never raises, because what ends the stream has to arrive after the frames."""
+        end: BaseException | None = None
+        try:
+            async with _limited(call, None):
+                frames = self._transport.stream(call)
+                try:
+                    async for frame in frames:
+                        put((frame, None))
+                finally:
+                    await _aclose(frames)
+        except BaseException as error:  # noqa: BLE001  the waiter re-raises it, whatever it is
+            end = error
+        with contextlib.suppress(RuntimeError):  # the waiter's loop is closed: nobody waits
+            put((None, end))
+
+    # ---- to the I/O loop
+
+    def _submit(self, call: LeafCall, work: Coroutine[Any, Any, T]) -> Future[T]:
+        try:
+            loop = self._running_loop()
+        except BaseException:
+            work.close()
+            raise
+        future = asyncio.run_coroutine_threadsafe(work, loop)  # copies the caller's context variables
+        request_id = call.request.request_id if call.request else ""
+        if request_id:
+            with self._lock:
+                self._inflight.setdefault(request_id, set()).add(future)
+            future.add_done_callback(lambda done: self._forget(request_id, done))
+        return future
+
+    def _forget(self, request_id: str, future: Future[Any]) -> None:
+        with self._lock:
+            futures = self._inflight.get(request_id)
+            if futures is not None:
+                futures.discard(future)
+                if not futures:
+                    del self._inflight[request_id]
+
+    def _running_loop(self) -> asyncio.AbstractEventLoop:
+        with self._lock:
+            if self._closed:
+                raise ComponentUnavailable(
+                    "the connection to the components is closed; the application is shutting down"
+                )
+            if self._loop is None:
+                self._loop = asyncio.new_event_loop()
+                self._thread = threading.Thread(target=_run_loop, args=(self._loop,), name="patchwork-io", daemon=True)
+                self._thread.start()
+            elif self._thread is threading.current_thread():
+                raise RuntimeError("a leaf was called synchronously on the bridge's own I/O loop")
+            return self._loop
+
+
+def with_request(call: LeafCall) -> LeafCall:
+    """The call with the request context of the running code, when it has none of its own."""
+    if call.request is not None:
+        return call
+    return dataclasses.replace(call, request=REQUEST.get())
+
+
+def install_portal(loop: asyncio.AbstractEventLoop) -> None:
+    """Give every task that ``loop`` creates from now on a portal, so that synchronous leaf calls on it do not stop the loop."""
+
+    def factory(loop: asyncio.AbstractEventLoop, coro: Any, **options: Any) -> asyncio.Task[Any]:
+        task = asyncio.Task(greenback.with_portal_run(lambda: coro), loop=loop, **options)
+        # a task cancelled before its first step never starts the inner coroutine, which would then warn "never awaited"
+        task.add_done_callback(lambda _: coro.close() if hasattr(coro, "close") else None)
+        return task
+
+    loop.set_task_factory(factory)
+
+
+def _run_loop(loop: asyncio.AbstractEventLoop) -> None:
+    asyncio.set_event_loop(loop)
+    try:
+        loop.run_forever()
+    finally:
+        tasks = asyncio.all_tasks(loop)
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            loop.run_until_complete(asyncio.gather(*tasks, return_exceptions=True))
+        loop.run_until_complete(loop.shutdown_asyncgens())
+        loop.close()
+
+
+@contextlib.asynccontextmanager
+async def _limited(call: LeafCall, timeout_s: float | None) -> AsyncIterator[None]:
+    """Ends the block at the request's deadline (DeadlinePassed) or after ``timeout_s`` (TimeoutError), whichever is first."""
+    remaining_s = call.request.remaining_s(time.monotonic()) if call.request else None
+    if remaining_s is not None and remaining_s <= 0:
+        raise _late(call)
+    by_deadline = remaining_s is not None and (timeout_s is None or remaining_s <= timeout_s)
+    limit = asyncio.timeout(remaining_s if by_deadline else timeout_s)
+    try:
+        async with limit:
+            yield
+    except TimeoutError:
+        if by_deadline and limit.expired():
+            raise _late(call) from None
+        raise
+
+
+async def _aclose(frames: AsyncIterator[bytes]) -> None:
+    close = getattr(frames, "aclose", None)
+    if close is not None:
+        await close()
+
+
+def _raise_end(why: BaseException | None, call: LeafCall) -> None:
+    if why is None:
+        return
+    if isinstance(why, asyncio.CancelledError):
+        raise _cancelled(call)
+    raise why
+
+
+def _late(call: LeafCall) -> DeadlinePassed:
+    return DeadlinePassed(f"the deadline passed while component {call.component} was working")
+
+
+def _cancelled(call: LeafCall) -> RequestCancelled:
+    return RequestCancelled(f"the request was cancelled while component {call.component} was working")
+
+
+def _is_cancelling() -> bool:
+    task = asyncio.current_task()
+    return task is None or task.cancelling() > 0
+
+
+def _on_loop_with_portal() -> bool:
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return False
+    return greenback.has_portal()
+
+
+def _portal_await(awaitable: Any) -> Any:
+    return greenback.await_(awaitable)

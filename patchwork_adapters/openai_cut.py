@@ -1,0 +1,248 @@
+"""Cuts every ``openai`` client of the process at its HTTP transport (the *protocol* way, design D4).
+
+The client, its retries, its parsing and the framework class around it stay the user's. Each client gets a shallow copy of its HTTP
+client, in which only the transport differs: HTTP clients are shared between objects (langchain-openai caches them by URL), and the
+user's own must stay as it was. A request that the router does not want goes through the original transport.
+
+openai speaks through ``httpx`` or ``httpx2``, depending on version and extras; the classes of the client at hand decide.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import sys
+import weakref
+from collections.abc import AsyncIterator, Callable, Iterator
+from types import ModuleType
+from typing import Any
+
+from patchwork_adapters.bridge import Bridge
+from patchwork_adapters.context import REQUEST
+from patchwork_adapters.errors import ComponentError, ComponentUnavailable
+from patchwork_adapters.import_hooks import Undo, when_imported
+from patchwork_adapters.protocol import (
+    HttpRequest,
+    Router,
+    decode_response,
+    encode_request,
+    json_object,
+    split_url,
+    work_items,
+)
+from patchwork_adapters.transport import LeafCall
+
+_MARK = "_patchwork_transport"
+
+
+class OpenAICut:
+    """Owns what was changed; ``install`` and ``undo`` are a pair and safe to repeat."""
+
+    def __init__(self, bridge: Bridge, router: Router, is_active: Callable[[], bool] = lambda: True) -> None:
+        self.bridge = bridge
+        self.router = router
+        self.is_active = is_active
+        self._undo_hook: Undo | None = None
+        self._attached: list[tuple[weakref.ref[Any], Any]] = []
+
+    def install(self) -> None:
+        """Every openai client constructed from now on is cut; ``openai`` need not be imported yet."""
+        if self._undo_hook is None:
+            self._undo_hook = when_imported("openai._base_client", self._hook)
+
+    def attach(self, client: Any, leaf: str = "") -> bool:
+        """Cut a client that exists already, or name the leaf of one that is cut. False: not an openai client."""
+        http_client = getattr(client, "_client", None)
+        if http_client is None or _httpx_of(http_client) is None:
+            return False
+        cut = http_client.__dict__.get(_MARK)
+        if cut is None or cut.owner is not self:
+            client._client = self._cut(http_client, client)
+            self._attached.append((weakref.ref(client), http_client))
+            cut = client._client.__dict__[_MARK]
+        if leaf:
+            cut.leaf = leaf
+        return True
+
+    def undo(self) -> None:
+        """Give all living clients their own HTTP clients back."""
+        if self._undo_hook is not None:
+            self._undo_hook()
+            self._undo_hook = None
+        while self._attached:
+            reference, original = self._attached.pop()
+            client = reference()
+            if client is not None:
+                client._client = original
+
+    def _hook(self, module: ModuleType) -> Undo:
+        classes = [module.SyncAPIClient, module.AsyncAPIClient]
+        originals = [cls.__init__ for cls in classes]
+        for cls, original in zip(classes, originals, strict=True):
+            cls.__init__ = self._with_attach(original)
+
+        def undo() -> None:
+            for cls, original in zip(classes, originals, strict=True):
+                cls.__init__ = original
+
+        return undo
+
+    def _with_attach(self, original: Callable[..., None]) -> Callable[..., None]:
+        @functools.wraps(original)
+        def construct(client: Any, *args: Any, **kwargs: Any) -> None:
+            original(client, *args, **kwargs)
+            self.attach(client)
+
+        return construct
+
+    def _cut(self, http_client: Any, client: Any) -> Any:
+        httpx = _httpx_of(http_client)
+        assert httpx is not None
+        is_async = isinstance(http_client, httpx.AsyncClient)
+        transport = (_async_class if is_async else _sync_class)(httpx)(self, http_client, str(client.base_url))
+        copy: Any = object.__new__(type(http_client))
+        copy.__dict__.update(http_client.__dict__)
+        copy._transport = transport
+        copy._mounts = {}  # the original's mounts are asked when a request passes through
+        copy.__dict__[_MARK] = transport
+        return copy
+
+
+class _Cut:
+    """What the sync and the async transport share."""
+
+    def __init__(self, owner: OpenAICut, original: Any, base_url: str) -> None:
+        self.owner = owner
+        self.original = original  #: the user's HTTP client
+        self.base_url = base_url.rstrip("/")
+        self.leaf = ""
+
+    def prepare(self, request: Any, body: bytes) -> LeafCall | None:
+        """The leaf call for a request, or None when it goes where it would have gone."""
+        parts = split_url(request.url.path)
+        if request.method != "POST" or parts is None or not self.owner.is_active():
+            return None
+        path = parts[1]
+        document = json_object(body)
+        model = document.get("model")
+        component = self.owner.router(self.base_url, path, model if isinstance(model, str) else None)
+        if component is None:
+            return None
+        return LeafCall(
+            component=component,
+            leaf=self.leaf,
+            method=f"POST {path}",
+            payload=encode_request(HttpRequest("POST", path, dict(request.headers), body)),
+            stream=document.get("stream") is True,
+            site=self.leaf,
+            size=work_items(path, document),
+            request=REQUEST.get(),
+        )
+
+    def own_transport(self, request: Any) -> Any:
+        return self.original._transport_for_url(request.url)
+
+
+def _wants_body(request: Any) -> bool:
+    return request.method == "POST" and split_url(request.url.path) is not None
+
+
+def _read_timeout(request: Any) -> float | None:
+    timeout: float | None = request.extensions.get("timeout", {}).get("read")
+    return timeout
+
+
+def _first(frame: bytes | None, call: LeafCall) -> bytes:
+    if frame is None:
+        raise ComponentUnavailable(f"component {call.component} ended its stream before it began")
+    return frame
+
+
+def _refusal(httpx: Any, error: ComponentError) -> Any:
+    """Infrastructure errors look like those of a server, so that the client's own retries handle them."""
+    status = getattr(error, "status", 502)
+    body = {"error": {"message": str(error), "type": type(error).__name__, "param": None, "code": None}}
+    headers = {"content-type": "application/json", "x-should-retry": "true" if error.retryable else "false"}
+    return httpx.Response(status, headers=headers, content=json.dumps(body).encode())
+
+
+@functools.cache
+def _sync_class(httpx: Any) -> type[Any]:
+    class FrameStream(httpx.SyncByteStream):  # type: ignore[misc]
+        def __init__(self, frames: Iterator[bytes]) -> None:
+            self._frames = frames
+
+        def __iter__(self) -> Iterator[bytes]:
+            yield from self._frames
+
+        def close(self) -> None:
+            self._frames.close()  # type: ignore[attr-defined]
+
+    class PatchworkTransport(_Cut, httpx.BaseTransport):  # type: ignore[misc]
+        def handle_request(self, request: Any) -> Any:
+            call = self.prepare(request, request.read()) if _wants_body(request) else None
+            if call is None:
+                return self.own_transport(request).handle_request(request)
+            try:
+                return self._streamed(call, request) if call.stream else self._whole(call, request)
+            except ComponentError as error:
+                return _refusal(httpx, error)
+            except TimeoutError as error:
+                raise httpx.ReadTimeout(str(error), request=request) from error
+
+        def _whole(self, call: LeafCall, request: Any) -> Any:
+            reply = decode_response(self.owner.bridge.call(call, _read_timeout(request)))
+            return httpx.Response(reply.status, headers=dict(reply.headers), content=reply.body)
+
+        def _streamed(self, call: LeafCall, request: Any) -> Any:
+            frames = self.owner.bridge.stream(call, _read_timeout(request))
+            head = decode_response(_first(next(frames, None), call))
+            return httpx.Response(head.status, headers=dict(head.headers), stream=FrameStream(frames))
+
+    return PatchworkTransport
+
+
+@functools.cache
+def _async_class(httpx: Any) -> type[Any]:
+    class FrameStream(httpx.AsyncByteStream):  # type: ignore[misc]
+        def __init__(self, frames: AsyncIterator[bytes]) -> None:
+            self._frames = frames
+
+        async def __aiter__(self) -> AsyncIterator[bytes]:
+            async for frame in self._frames:
+                yield frame
+
+        async def aclose(self) -> None:
+            await self._frames.aclose()  # type: ignore[attr-defined]
+
+    class AsyncPatchworkTransport(_Cut, httpx.AsyncBaseTransport):  # type: ignore[misc]
+        async def handle_async_request(self, request: Any) -> Any:
+            call = self.prepare(request, await request.aread()) if _wants_body(request) else None
+            if call is None:
+                return await self.own_transport(request).handle_async_request(request)
+            try:
+                return await (self._streamed(call, request) if call.stream else self._whole(call, request))
+            except ComponentError as error:
+                return _refusal(httpx, error)
+            except TimeoutError as error:
+                raise httpx.ReadTimeout(str(error), request=request) from error
+
+        async def _whole(self, call: LeafCall, request: Any) -> Any:
+            reply = decode_response(await self.owner.bridge.acall(call, _read_timeout(request)))
+            return httpx.Response(reply.status, headers=dict(reply.headers), content=reply.body)
+
+        async def _streamed(self, call: LeafCall, request: Any) -> Any:
+            frames = self.owner.bridge.astream(call, _read_timeout(request))
+            head = decode_response(_first(await anext(frames, None), call))
+            return httpx.Response(head.status, headers=dict(head.headers), stream=FrameStream(frames))
+
+    return AsyncPatchworkTransport
+
+
+def _httpx_of(http_client: Any) -> Any:
+    """``httpx`` or ``httpx2``: the module that the client's class comes from; None for anything else."""
+    for base in type(http_client).__mro__:
+        package = base.__module__.split(".")[0]
+        if package in ("httpx", "httpx2") and base.__name__ in ("Client", "AsyncClient"):
+            return sys.modules[package]
+    return None

@@ -1,0 +1,100 @@
+"""The *protocol* way: HTTP requests of the OpenAI protocol as payloads of leaf calls.
+
+What crosses is what a server of the protocol would read: method, path, body, and the few headers that say how to read the body. API keys,
+cookies and whatever else a client sends never get past :func:`encode_request`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import msgpack
+
+from patchwork_adapters.errors import CodecError
+
+#: Last parts of the paths that are cut; the canonical path is ``/v1`` + one of these.
+OPERATIONS = ("/chat/completions", "/completions", "/embeddings", "/responses")
+_KEPT_HEADERS = frozenset({"accept", "content-type", "content-encoding"})
+
+
+@dataclass(frozen=True, slots=True)
+class HttpRequest:
+    method: str
+    path: str  #: canonical, such as ``/v1/chat/completions``
+    headers: Mapping[str, str] = field(default_factory=dict)  #: lower-case names
+    body: bytes = b""
+
+    def json(self) -> dict[str, Any]:
+        """The body as a JSON object; empty when it is something else."""
+        return json_object(self.body)
+
+
+@dataclass(frozen=True, slots=True)
+class HttpResponse:
+    status: int
+    headers: Mapping[str, str] = field(default_factory=dict)  #: lower-case names
+    body: bytes = b""
+
+
+class Router(Protocol):
+    """Decides which component answers a request of an OpenAI client."""
+
+    def __call__(self, base_url: str, path: str, model: str | None) -> str | None:
+        """A component id, or None to let the client send the request where it would have gone."""
+        ...
+
+
+def encode_request(request: HttpRequest) -> bytes:
+    headers = {name.lower(): value for name, value in request.headers.items() if name.lower() in _KEPT_HEADERS}
+    packed: bytes = msgpack.packb([request.method, request.path, headers, request.body])
+    return packed
+
+
+def decode_request(data: bytes) -> HttpRequest:
+    return HttpRequest(*_unpack(data, 4, "request"))
+
+
+def encode_response(response: HttpResponse) -> bytes:
+    packed: bytes = msgpack.packb([response.status, dict(response.headers), response.body])
+    return packed
+
+
+def decode_response(data: bytes) -> HttpResponse:
+    return HttpResponse(*_unpack(data, 3, "response"))
+
+
+def json_object(body: bytes) -> dict[str, Any]:
+    try:
+        document = json.loads(body)
+    except ValueError:
+        return {}
+    return document if isinstance(document, dict) else {}
+
+
+def split_url(url_path: str) -> tuple[str, str] | None:
+    """(path of the base URL, canonical path) of a request to the protocol; None for any other request."""
+    for operation in OPERATIONS:
+        if url_path.endswith(operation):
+            return url_path.removesuffix(operation), f"/v1{operation}"
+    return None
+
+
+def work_items(path: str, body: Mapping[str, Any]) -> int:
+    """How many texts are inside: an embeddings request carries a list of texts or of token lists, or a single one."""
+    items = body.get("input") if path == "/v1/embeddings" else body.get("prompt")
+    if not isinstance(items, list) or not items or isinstance(items[0], int):
+        return 1
+    return len(items)
+
+
+def _unpack(data: bytes, parts: int, what: str) -> list[Any]:
+    try:
+        values = msgpack.unpackb(data)
+    except (ValueError, msgpack.UnpackException) as error:
+        raise CodecError(f"these bytes are not an encoded HTTP {what}") from error
+    if not isinstance(values, list) or len(values) != parts:
+        raise CodecError(f"these bytes are not an encoded HTTP {what}")
+    return values
