@@ -16,6 +16,9 @@ class RequestContext:
     slo: str | None = None  #: name of the SLO class
     traceparent: str | None = None  #: W3C traceparent of the request's root span
     capture_content: bool = False  #: the client asked for prompts and documents in the trace
+    slo_deadline: float | None = (
+        None  #: when the answer was promised, never after ``deadline``: order by this, stop work at ``deadline``
+    )
 
     def remaining_s(self, now: float) -> float | None:
         """Seconds left at ``now`` (negative when late); None without a deadline."""

@@ -1,0 +1,257 @@
+"""One request, from the door to its answer."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import re
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping, Sequence
+from typing import Any
+from uuid import UUID, uuid4
+
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+
+from patchwork_adapters.context import REQUEST, RequestContext
+from patchwork_adapters.errors import RequestCancelled, RequestStopped
+from patchwork_serving.gateway.bodies import RunConfig, read_json
+from patchwork_serving.gateway.core import Gateway
+from patchwork_serving.gateway.deadlines import Budget, budget
+from patchwork_serving.gateway.edge import ARRIVED, REQUEST_ID
+from patchwork_serving.gateway.faults import Fault, NotReady, RequestRefused, fault_of, log_unexpected
+from patchwork_serving.gateway.metrics import ObservedCall, Usage
+from patchwork_serving.gateway.port import Config, Outcome, RequestHandle
+from patchwork_serving.gateway.responses import fault_response
+from patchwork_serving.gateway.runs import Run
+from patchwork_serving.gateway.witness import Witness
+
+TRACE_HEADER = "x-patchwork-trace"
+RUN_ID_HEADER = "x-patchwork-run-id"
+ATTAINED_HEADER = "x-patchwork-slo-attained"
+
+_TRACEPARENT = re.compile(r"(?!ff)[0-9a-f]{2}-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}")
+_NOT_IN_TOKEN = re.compile(r"[^!#$%&'*+.^_`|~0-9A-Za-z-]")  #: what RFC 9110 does not allow in a server-timing name
+
+
+class Exchange:
+    """Ids, deadline, root span and run of one request; says once how it ended."""
+
+    def __init__(self, gateway: Gateway, request: Request, route: str) -> None:
+        self.gateway = gateway
+        self.route = route
+        self.arrived: float = request.scope[ARRIVED]
+        self.request_id: str = request.scope[REQUEST_ID]
+        self.run: Run | None = None
+        self.run_ids: tuple[str, ...] = ()
+        self.witness: Witness | None = None
+        self._request = request
+        self._budget: Budget | None = None
+        self._handle: RequestHandle | None = None
+        self._watch: asyncio.Task[None] | None = None
+        self._first_chunk_at: float | None = None
+        self._calls: list[ObservedCall] = []
+        self._ended_after_s: float | None = None
+        self._outcome: Outcome | None = None
+
+    @property
+    def run_id(self) -> str | None:
+        return self.run_ids[0] if self.run_ids else None
+
+    @property
+    def traced(self) -> bool:
+        """The client asked for the trace in the answer."""
+        return self.gateway.settings.allow_trace and self._request.headers.get(TRACE_HEADER) in ("1", "true", "content")
+
+    def admit(self, configs: Sequence[RunConfig], *, witnessed: bool = False) -> list[Config]:
+        """Stamp ids and deadline and open the root span; the configs for the chain, one for each of ``configs``.
+
+        Raises InvalidRequest, NotReady, RequestRefused or RunIdTaken.
+        """
+        gateway = self.gateway
+        for config in configs:
+            if config.configurable:
+                gateway.config_shape.check({"configurable": config.configurable}, "config")
+        self._budget = budget(self._request.headers, configs[0].metadata or {}, gateway.settings, now=self.arrived)
+        if not gateway.runner.is_ready():
+            raise NotReady("the chain's components are not all ready")
+        ids = tuple(str(config.run_id or uuid4()) for config in configs)
+        self.run = gateway.runs.open(ids)
+        self.run_ids = ids
+        gateway.metrics.open_run(self.run.id)
+        if (witnessed or self.traced) and gateway.runner.framework != "llamaindex":
+            self.witness = Witness()
+        callbacks = {"callbacks": [self.witness]} if self.witness else {}
+        return [
+            {**config.to_config(), "run_id": UUID(run_id), **callbacks}
+            for config, run_id in zip(configs, ids, strict=True)
+        ]
+
+    def start(self, work: Callable[[], Coroutine[Any, Any, Any]]) -> Run:
+        """Run ``work`` as this request; its value is :meth:`Run.value`."""
+        run = self._opened()
+        run.start(work(), self._seconds_left(), self._context())
+        return run
+
+    def start_stream(self, chunks: Callable[[], AsyncIterator[Any]]) -> Run:
+        """Like :meth:`start`, for chunks."""
+        run = self._opened()
+        run.start_stream(chunks, self._seconds_left(), self._context())
+        return run
+
+    def first_chunk_sent(self) -> None:
+        if self._first_chunk_at is None:
+            self._first_chunk_at = time.monotonic()
+            self.gateway.metrics.observe_first_chunk(self._first_chunk_at - self.arrived)
+
+    def attained(self) -> bool:
+        """The promise is kept so far."""
+        assert self._budget is not None
+        first = self._budget.first_token_deadline
+        if first is not None and self._first_chunk_at is not None and self._first_chunk_at > first:
+            return False
+        return time.monotonic() <= self._budget.slo_deadline
+
+    def succeed(self) -> None:
+        """The whole answer is there."""
+        self._end("attained" if self.attained() else "missed", None)
+
+    def fail(self, error: BaseException) -> Fault:
+        """What to tell the client about ``error``, which ended this request."""
+        fault = fault_of(error)
+        log_unexpected(fault, error, self.run_id)
+        self._end(_outcome(error, fault, ran=self.run is not None), fault.type)
+        return fault
+
+    def abandon(self) -> None:
+        """The client has gone, or the server ends this request: stop the work; nobody waits for an answer."""
+        if self.run is not None:
+            self.run.stop(RequestCancelled("the client has gone"))
+        self._end("cancelled", "RequestCancelled")
+
+    def headers(self) -> dict[str, str]:
+        """What is known about this request, for its answer."""
+        headers = {"server-timing": self._server_timing()}
+        if self.run_id is not None:
+            attained = self._outcome == "attained" if self._outcome else self.attained()
+            headers |= {RUN_ID_HEADER: self.run_id, ATTAINED_HEADER: "true" if attained else "false"}
+        return headers
+
+    def tokens(self) -> Usage:
+        """What the engines counted for this request so far."""
+        run_id = self.run_id
+        calls = self._calls or (self.gateway.metrics.calls_of(run_id) if run_id else [])
+        return sum((Usage(call.input_tokens, call.output_tokens) for call in calls), Usage())
+
+    def trace(self) -> list[Mapping[str, Any]]:
+        """The spans of this request; complete once it has ended."""
+        return list(self._handle.finished_spans()) if self._handle else []
+
+    def _opened(self) -> Run:
+        run, found = self.run, self._budget
+        assert run is not None
+        assert found is not None
+        given = self._request.headers.get("traceparent", "")
+        self._handle = self.gateway.telemetry.start_request(
+            self.gateway.settings.name,
+            given if _TRACEPARENT.fullmatch(given) else None,
+            {
+                "patchwork.request_id": self.request_id,
+                "patchwork.run_id": run.id,
+                "patchwork.slo": found.slo,
+                "patchwork.route": self.route,
+                "patchwork.trace_requested": self.traced,
+            },
+        )
+        self._watch = asyncio.create_task(self._stop_when_gone(run), name=f"watch {run.id}")
+        return run
+
+    def _context(self) -> contextvars.Context:
+        found, run_id = self._budget, self.run_id
+        assert found is not None
+        assert run_id is not None
+        asked_content = self.traced and self._request.headers.get(TRACE_HEADER) == "content"
+        context = contextvars.copy_context()
+        context.run(
+            REQUEST.set,
+            RequestContext(
+                request_id=self.request_id,
+                run_id=run_id,
+                deadline=found.deadline,
+                slo=found.slo,
+                traceparent=self._handle.traceparent if self._handle else None,
+                capture_content=asked_content and self.gateway.settings.capture_content,
+                slo_deadline=found.slo_deadline,
+            ),
+        )
+        return context
+
+    def _seconds_left(self) -> float:
+        assert self._budget is not None
+        return self._budget.deadline - time.monotonic()
+
+    async def _stop_when_gone(self, run: Run) -> None:
+        """The body has been read, so that the next message can only be the disconnect."""
+        while (await self._request.receive())["type"] != "http.disconnect":
+            pass
+        run.stop(RequestCancelled("the client has gone"))
+
+    def _end(self, outcome: Outcome | None, error: str | None) -> None:
+        if self._ended_after_s is not None:
+            return
+        self._ended_after_s = time.monotonic() - self.arrived
+        self._outcome = outcome
+        if self._watch is not None:
+            self._watch.cancel()
+        if self.run is not None:
+            self._calls = self.gateway.metrics.calls_of(self.run.id)
+            self.gateway.metrics.close_run(self.run.id)
+            if not self.run.started:
+                self.gateway.runs.discard(self.run)
+        if outcome is not None and self._budget is not None:
+            self._count(outcome, error, self._budget, self._ended_after_s)
+
+    def _count(self, outcome: Outcome, error: str | None, found: Budget, seconds: float) -> None:
+        self.gateway.metrics.observe_request(self.route, found.slo, outcome, seconds)
+        self.gateway.window.add(outcome, seconds, now=time.monotonic())
+        if self._handle is not None:
+            self._handle.set("patchwork.slo_attained", outcome == "attained")
+            self._handle.set("patchwork.slack_s", found.slo_deadline - self.arrived - seconds)
+            self._handle.end(outcome, error)
+
+    def _server_timing(self) -> str:
+        """Milliseconds in all, waiting in replicas' queues, and by component."""
+        total = self._ended_after_s if self._ended_after_s is not None else time.monotonic() - self.arrived
+        spent: dict[str, float] = {"total": total}
+        for call in self._calls:
+            spent["queue"] = spent.get("queue", 0.0) + call.queue_s
+            name = _NOT_IN_TOKEN.sub("_", call.component)
+            spent[name] = spent.get(name, 0.0) + call.seconds
+        return ", ".join(f"{name};dur={1000 * seconds:.1f}" for name, seconds in spent.items())
+
+
+def _outcome(error: BaseException, fault: Fault, *, ran: bool) -> Outcome | None:
+    """How to count a request that ended with ``error``; None: it was not a request that could have been answered."""
+    if isinstance(error, RequestRefused | NotReady):
+        return "refused"
+    if not ran:
+        return None
+    if fault.status == 504:
+        return "missed"
+    return "cancelled" if fault.status == 499 else "failed"
+
+
+async def answer(
+    gateway: Gateway, request: Request, route: str, handler: Callable[[Exchange, Any], Awaitable[Response]]
+) -> Response:
+    """Read the body, let ``handler`` answer, and turn whatever it raises into an error body."""
+    exchange = Exchange(gateway, request, route)
+    try:
+        return await handler(exchange, await read_json(request, gateway.settings))
+    except ClientDisconnect:
+        return Response(status_code=499)
+    except asyncio.CancelledError:
+        exchange.abandon()
+        raise
+    except (Exception, RequestStopped) as error:  # noqa: BLE001 - the loop top of a request
+        return fault_response(exchange.fail(error), exchange.run_id, exchange.headers())

@@ -1,0 +1,45 @@
+"""Counts and latencies of the last minute. Pure: ``now`` is an argument."""
+
+from __future__ import annotations
+
+from collections import Counter, deque
+from typing import Any
+
+from patchwork_serving.gateway.port import Outcome
+
+LENGTH_S = 60.0
+_MAX_KEPT = 100_000  #: bounds memory at rates beyond 1,600 requests/s; the oldest go first
+
+
+class Window:
+    """What finished within the last ``length_s`` seconds."""
+
+    def __init__(self, length_s: float = LENGTH_S) -> None:
+        self._length_s = length_s
+        self._finished: deque[tuple[float, Outcome, float]] = deque(maxlen=_MAX_KEPT)
+
+    def add(self, outcome: Outcome, latency_s: float, *, now: float) -> None:
+        self._finished.append((now, outcome, latency_s))
+        self._forget(now)
+
+    def summary(self, *, now: float) -> dict[str, Any]:
+        """The ``window`` of ``status --json``: percentiles are of answers, attained or missed, and None without any."""
+        self._forget(now)
+        counts = Counter(outcome for _, outcome, _ in self._finished)
+        latencies = sorted(s for _, outcome, s in self._finished if outcome in ("attained", "missed"))
+        return {
+            "requests": len(self._finished),
+            **{outcome: counts[outcome] for outcome in ("attained", "missed", "refused", "failed", "cancelled")},
+            **{f"p{p}_s": percentile(latencies, p) for p in (50, 95, 99)},
+        }
+
+    def _forget(self, now: float) -> None:
+        while self._finished and self._finished[0][0] <= now - self._length_s:
+            self._finished.popleft()
+
+
+def percentile(ordered: list[float], p: int) -> float | None:
+    """The nearest-rank percentile of values in order; None when there are none."""
+    if not ordered:
+        return None
+    return ordered[max(0, -(-len(ordered) * p // 100) - 1)]
