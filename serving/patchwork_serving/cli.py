@@ -1,0 +1,204 @@
+"""``patchwork``: the command line. Each command imports what it needs when it runs, so that ``--help`` answers at once.
+
+Facts go to stdout, everything else to stderr. Exit codes: 0 done, 1 failed, 2 used wrongly.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from patchwork_serving.cli_faults import report
+
+app = typer.Typer(
+    name="patchwork",
+    help="Serve an unmodified LangChain, LangGraph or LlamaIndex RAG application as separately scaled components.",
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+Target = Annotated[str, typer.Argument(help="file.py, file.py:attr or pkg.mod:attr", show_default=False)]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+Verbose = Annotated[bool, typer.Option("--verbose", help="Show tracebacks.")]
+OptionalName = Annotated[
+    str | None, typer.Argument(metavar="[NAME]", help="The application; default: all.", show_default=False)
+]
+
+TRACEBACK_VARIABLE = "PATCHWORK_SHOW_TRACEBACKS"
+
+
+@app.command()
+def inspect(
+    target: Target,
+    inputs: Annotated[
+        Path | None, typer.Option("--inputs", help="Sample inputs, one JSON value a line; they are run.")
+    ] = None,
+    as_json: AsJson = False,
+    mermaid: Annotated[bool, typer.Option("--mermaid", help="Print a Mermaid flowchart.")] = False,
+    verbose: Verbose = False,
+) -> None:
+    """Show what a chain splits into, and what stays opaque."""
+    from patchwork_serving import cli_inspect
+
+    cli_inspect.inspect(target, inputs, as_json=as_json, mermaid=mermaid)
+
+
+@app.command()
+def deploy(
+    target: Target,
+    name: Annotated[
+        str | None, typer.Option("--name", help="Name of the application; default: the file's name.")
+    ] = None,
+    host: Annotated[str, typer.Option("--host", help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[
+        int, typer.Option("--port", min=0, max=65535, help="Port to listen on; 0 takes a free one.")
+    ] = 8000,
+    slo: Annotated[str | None, typer.Option("--slo", help="Deadline of a request, for example 2s.")] = None,
+    config: Annotated[
+        Path | None, typer.Option("--config", help="patchwork.yaml; default: the one beside the target.")
+    ] = None,
+    replicas: Annotated[int | None, typer.Option("--replicas", min=1, help="Replicas of the HTTP ingress.")] = None,
+    detach: Annotated[
+        bool, typer.Option("--detach", help="Return when it is ready; `patchwork down` stops it.")
+    ] = False,
+    as_json: AsJson = False,
+    verbose: Verbose = False,
+) -> None:
+    """Serve a chain over HTTP.
+
+    Prints the URL when it is ready. Ctrl-C stops it; with --detach, `patchwork down` does.
+    """
+    from patchwork_serving import cli_deploy
+
+    wish = cli_deploy.Wish(target, name, host, port, slo, config, replicas, detach)
+    cli_deploy.deploy(wish, as_json=as_json)
+
+
+@app.command()
+def status(
+    as_json: AsJson = False,
+    watch: Annotated[bool, typer.Option("--watch", help="Show it again every two seconds, until Ctrl-C.")] = False,
+    verbose: Verbose = False,
+) -> None:
+    """Show what runs on this machine."""
+    from patchwork_serving import cli_status
+
+    cli_status.status(as_json=as_json, watch=watch)
+
+
+@app.command()
+def logs(
+    name: OptionalName = None,
+    component: Annotated[
+        str | None, typer.Option("--component", help="Only this component; `ingress` is the HTTP side.")
+    ] = None,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on as lines are written, until Ctrl-C.")] = False,
+    lines: Annotated[int, typer.Option("--lines", "-n", min=0, help="How many of the last lines of each file.")] = 50,
+    as_json: AsJson = False,
+    verbose: Verbose = False,
+) -> None:
+    """Show the logs of an application's replicas."""
+    from patchwork_serving import cli_logs
+
+    cli_logs.logs(name, component, follow=follow, lines=lines, as_json=as_json)
+
+
+@app.command()
+def invoke(
+    name: Annotated[
+        str, typer.Argument(metavar="NAME", help="An application of this machine, or a URL.", show_default=False)
+    ],
+    question: Annotated[
+        str, typer.Argument(metavar="INPUT", help="The chain's input: JSON, or plain text.", show_default=False)
+    ],
+    trace: Annotated[bool, typer.Option("--trace", help="Draw where the time went.")] = False,
+    content: Annotated[bool, typer.Option("--content", help="With --trace: prompts and documents too.")] = False,
+    stream: Annotated[bool, typer.Option("--stream", help="Print the answer as it comes.")] = False,
+    timeout: Annotated[str, typer.Option("--timeout", help="How long to wait, for example 30s.")] = "120s",
+    as_json: AsJson = False,
+    verbose: Verbose = False,
+) -> None:
+    """Ask an application one question."""
+    from patchwork_serving import cli_invoke
+
+    ask = cli_invoke.Ask(name, question, trace=trace or content, content=content, stream=stream, timeout=timeout)
+    cli_invoke.invoke(ask, as_json=as_json)
+
+
+@app.command()
+def down(name: OptionalName = None, as_json: AsJson = False, verbose: Verbose = False) -> None:
+    """Stop an application, or all of them.
+
+    With the last one, the Ray and Postgres that were started for it stop too.
+    """
+    from patchwork_serving import cli_deploy
+
+    cli_deploy.down(name, as_json=as_json)
+
+
+@app.command(
+    add_help_option=False,
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "allow_interspersed_args": False},
+)
+def models(ctx: typer.Context) -> None:
+    """List, fetch and serve models."""
+    from patchwork_serving.models.cli import app as models_app
+
+    # mounted here and not at import, because the registry costs more than a whole `--help`
+    code = models_app(args=ctx.args, prog_name=ctx.command_path, standalone_mode=False)
+    raise typer.Exit(code if isinstance(code, int) else 0)
+
+
+@app.command()
+def doctor(as_json: AsJson = False, verbose: Verbose = False) -> None:
+    """Show what is missing on this machine and how to get it."""
+    from patchwork_serving import cli_doctor
+
+    if not cli_doctor.doctor(as_json=as_json):
+        raise typer.Exit(1)
+
+
+@app.command()
+def version(
+    schema: Annotated[bool, typer.Option("--schema", help="Print the JSON Schema of patchwork.yaml.")] = False,
+    as_json: AsJson = False,
+    verbose: Verbose = False,
+) -> None:
+    """Print the version."""
+    from patchwork_serving import cli_version
+
+    cli_version.version(schema=schema, as_json=as_json)
+
+
+def run(args: Sequence[str] | None = None) -> int:
+    """One command; returns its exit code and never raises."""
+    given = list(sys.argv[1:] if args is None else args)
+    options = given[: given.index("--")] if "--" in given else given
+    verbose = "--verbose" in options or bool(os.environ.get(TRACEBACK_VARIABLE))
+    try:
+        code: Any = app(args=given, prog_name="patchwork", standalone_mode=False)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # the reader of our output (`head`) has gone; Python would complain again when it flushes at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except BaseException as error:  # noqa: BLE001 the top of the process: everything becomes one line and a code
+        if isinstance(error, SystemExit):
+            return error.code if isinstance(error.code, int) else 1
+        return report(error, verbose=verbose)
+    return code if isinstance(code, int) else 0
+
+
+def main() -> None:
+    """Entry point of the ``patchwork`` command."""
+    sys.exit(run())
+
+
+if __name__ == "__main__":
+    main()

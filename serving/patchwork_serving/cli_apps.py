@@ -1,0 +1,61 @@
+"""Finding the applications of this machine, and asking one what it knows of itself."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import httpx
+
+from patchwork_serving.config import Paths
+from patchwork_serving.state import AppState, StateStore
+
+API_KEY_VARIABLE = "PATCHWORK_API_KEY"
+INFO_TIMEOUT_S = 3.0
+
+
+def store() -> StateStore:
+    """The state of this machine."""
+    return StateStore(Paths.from_env().state)
+
+
+def url_of(name: str) -> str:
+    """The URL of an application by name; a URL is taken as it is. Raises UnknownApp."""
+    if name.startswith(("http://", "https://")):
+        return name.rstrip("/")
+    return store().load(name).url.rstrip("/")
+
+
+def auth_headers() -> dict[str, str]:
+    """The API key of the environment, for applications that ask for one."""
+    key = os.environ.get(API_KEY_VARIABLE)
+    return {"authorization": f"Bearer {key}"} if key else {}
+
+
+def ask_info(url: str, timeout_s: float = INFO_TIMEOUT_S) -> dict[str, Any] | None:
+    """``GET /info`` of an application; None when it does not answer."""
+    try:
+        answer = httpx.get(f"{url}/info", timeout=timeout_s, headers=auth_headers())
+        document = answer.json() if answer.is_success else None
+    except (httpx.HTTPError, ValueError):
+        return None
+    return document if isinstance(document, dict) else None
+
+
+def app_status(app: AppState) -> dict[str, Any]:
+    """One item of ``apps`` in ``status --json``; ``state`` is ``lost`` when its processes are gone, ``unreachable`` when silent."""
+    info = ask_info(app.url.rstrip("/")) if not app.is_stale() else None
+    told: dict[str, Any] = {} if info is None else info.get("status") or {}
+    silent = "unreachable" if app.is_alive() else "lost"
+    state = silent if info is None else told.get("state") or info.get("state") or "ready"
+    return {
+        "name": app.name,
+        "url": app.url,
+        "state": state,
+        "slo": app.slo_s,
+        "replicas": told.get("replicas") or [],
+        "window": told.get("window") or (info or {}).get("window") or {},
+        "decisions": told.get("decisions") or [],
+        "target": app.target,
+        "created_at": app.created_at,
+    }

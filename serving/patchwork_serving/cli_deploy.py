@@ -1,0 +1,151 @@
+"""``patchwork deploy`` and ``patchwork down``: start, stay in the foreground, stop everything."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+
+import psutil  # type: ignore[import-untyped, unused-ignore]
+
+from patchwork_serving import telemetry
+from patchwork_serving.cli_faults import Interrupted
+from patchwork_serving.cli_output import fact, fact_json, note
+from patchwork_serving.cli_progress import progress_display
+from patchwork_serving.config import Paths, parse_seconds
+from patchwork_serving.errors import DeployError, UsageError
+from patchwork_serving.state import StateStore
+
+#: how often the foreground looks whether what it serves is still there
+WATCH_EVERY_S = 1.0
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """What the command line asked for, not yet resolved against environment and ``patchwork.yaml``."""
+
+    target: str
+    name: str | None = None
+    host: str = "127.0.0.1"
+    port: int = 8000
+    slo: str | None = None
+    config: Path | None = None
+    replicas: int | None = None
+    detach: bool = False
+
+
+def deploy(wish: Wish, *, as_json: bool) -> None:
+    """Deploy and, unless detached, serve until a signal comes; nothing is left running after an error or a signal."""
+    telemetry.check_environment()
+    slo_s = seconds("--slo", wish.slo) if wish.slo is not None else None
+    if wish.config is not None and not wish.config.is_file():
+        raise UsageError(f"--config: there is no file {wish.config}")
+    with stop_signals() as stopping:
+        _serve(wish, slo_s, stopping, as_json=as_json)
+
+
+def _serve(wish: Wish, slo_s: float | None, stopping: StopSignals, *, as_json: bool) -> None:
+    from patchwork_serving import deploy as deployments
+
+    options = deployments.DeployOptions(
+        target=wish.target, name=wish.name, host=wish.host, port=wish.port, slo_s=slo_s, config_path=wish.config,
+        replicas=wish.replicas, detach=wish.detach,
+    )  # fmt: skip
+    began = time.monotonic()
+    with progress_display(as_json=as_json) as progress:
+        deployment = deployments.start(options, progress)
+    _tell_ready(deployment.name, deployment.url, time.monotonic() - began, detached=wish.detach, as_json=as_json)
+    if wish.detach:
+        return
+    try:
+        _wait_until_gone(deployment.name)
+    except Interrupted:
+        note("stopping; Ctrl-C again ends everything at once")
+    finally:
+        stopping.cleaning = True
+        with progress_display(as_json=as_json) as progress:
+            deployment.stop(progress)
+
+
+def _wait_until_gone(name: str) -> None:
+    """Return when another command takes the application down; DeployError when its processes end by themselves."""
+    state = StateStore(Paths.from_env().state)
+    while (app := state.find(name)) is not None:
+        if app.is_stale():
+            raise DeployError(f"the processes of {name} have ended; `patchwork logs {name}` may tell why")
+        time.sleep(WATCH_EVERY_S)
+
+
+def _tell_ready(name: str, url: str, took_s: float, *, detached: bool, as_json: bool) -> None:
+    if as_json:
+        fact_json({"event": "ready", "name": name, "url": url, "seconds": round(took_s, 3)}, indent=None)
+        return
+    fact(f"{name} is ready at {url}")
+    note(f'ask it:   patchwork invoke {name} "..." --trace')
+    note(f"stop it:  {f'patchwork down {name}' if detached else 'Ctrl-C'}")
+
+
+def down(name: str | None, *, as_json: bool) -> None:
+    """Stop one application, or all of them; UnknownApp when there is none of that name."""
+    if name is not None:
+        StateStore(Paths.from_env().state).load(name)
+    from patchwork_serving import deploy as deployments
+
+    with stop_signals(), progress_display(as_json=False) as progress:
+        stopped: Sequence[str] = deployments.down(name, progress)
+    if as_json:
+        fact_json({"stopped": list(stopped)})
+    else:
+        fact(f"stopped: {', '.join(stopped)}" if stopped else "nothing was deployed on this machine")
+
+
+def seconds(option: str, text: str) -> float:
+    """A duration of the command line; UsageError names the option."""
+    try:
+        value = parse_seconds(text)
+    except ValueError as error:
+        raise UsageError(f"{option}: {error}") from None
+    if not isinstance(value, float) or value <= 0:
+        raise UsageError(f"{option}: {text!r} must be more than 0 seconds")
+    return value
+
+
+class StopSignals:
+    """What the first and the second signal do. The first unwinds this process, the second ends everything below it."""
+
+    def __init__(self) -> None:
+        self.cleaning = False
+
+    def __call__(self, signum: int, frame: FrameType | None) -> None:
+        if self.cleaning:
+            force()
+        self.cleaning = True
+        raise Interrupted(signal.Signals(signum).name)
+
+
+@contextmanager
+def stop_signals() -> Iterator[StopSignals]:
+    """While inside, SIGINT, SIGTERM and SIGHUP raise :class:`Interrupted` in the main thread."""
+    stopping = StopSignals()
+    before = {signum: signal.signal(signum, stopping) for signum in STOP_SIGNALS}
+    try:
+        yield stopping
+    finally:
+        for signum, handler in before.items():
+            signal.signal(signum, handler)
+
+
+def force() -> None:
+    """End every process below this one, and this one, without asking."""
+    for process in psutil.Process().children(recursive=True):
+        try:
+            process.kill()
+        except psutil.Error:
+            continue
+    os._exit(1)
