@@ -6,7 +6,7 @@ import asyncio
 import contextvars
 import re
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -24,7 +24,8 @@ from patchwork_serving.gateway.metrics import ObservedCall, Usage
 from patchwork_serving.gateway.port import Config, Outcome, RequestHandle
 from patchwork_serving.gateway.responses import fault_response
 from patchwork_serving.gateway.runs import Run
-from patchwork_serving.gateway.witness import Witness
+from patchwork_serving.gateway.witness import Witness, sources_of, with_scores
+from patchwork_serving.telemetry import names
 
 TRACE_HEADER = "x-patchwork-trace"
 RUN_ID_HEADER = "x-patchwork-run-id"
@@ -45,7 +46,9 @@ class Exchange:
         self.run: Run | None = None
         self.run_ids: tuple[str, ...] = ()
         self.witness: Witness | None = None
+        self.traced = False  #: the answer will tell the trace
         self._request = request
+        self._asked_trace = request.headers.get(TRACE_HEADER)
         self._budget: Budget | None = None
         self._handle: RequestHandle | None = None
         self._watch: asyncio.Task[None] | None = None
@@ -58,17 +61,14 @@ class Exchange:
     def run_id(self) -> str | None:
         return self.run_ids[0] if self.run_ids else None
 
-    @property
-    def traced(self) -> bool:
-        """The client asked for the trace in the answer."""
-        return self.gateway.settings.allow_trace and self._request.headers.get(TRACE_HEADER) in ("1", "true", "content")
-
-    def admit(self, configs: Sequence[RunConfig], *, witnessed: bool = False) -> list[Config]:
+    def admit(self, configs: Sequence[RunConfig], *, witnessed: bool = False, traceable: bool = False) -> list[Config]:
         """Stamp ids and deadline and open the root span; the configs for the chain, one for each of ``configs``.
 
+        ``witnessed``: the answer tells the tokens that models counted; ``traceable``: it has room for the trace, if asked for.
         Raises InvalidRequest, NotReady, RequestRefused or RunIdTaken.
         """
         gateway = self.gateway
+        self.traced = traceable and gateway.settings.allow_trace and self._asked_trace in ("1", "true", "content")
         for config in configs:
             if config.configurable:
                 gateway.config_shape.check({"configurable": config.configurable}, "config")
@@ -143,9 +143,13 @@ class Exchange:
         calls = self._calls or (self.gateway.metrics.calls_of(run_id) if run_id else [])
         return sum((Usage(call.input_tokens, call.output_tokens) for call in calls), Usage())
 
-    def trace(self) -> list[Mapping[str, Any]]:
-        """The spans of this request; complete once it has ended."""
-        return list(self._handle.finished_spans()) if self._handle else []
+    def trace(self, output: Any = None) -> dict[str, Any]:
+        """``trace`` and ``sources`` for the answer's metadata, when they were asked for; complete once the request has ended."""
+        if not self.traced:
+            return {}
+        spans = list(self._handle.finished_spans()) if self._handle else []
+        retrieved = self.witness.sources() if self.witness else []
+        return {"trace": spans, "sources": with_scores(retrieved or sources_of(output), spans)}
 
     def _opened(self) -> Run:
         run, found = self.run, self._budget
@@ -170,7 +174,7 @@ class Exchange:
         found, run_id = self._budget, self.run_id
         assert found is not None
         assert run_id is not None
-        asked_content = self.traced and self._request.headers.get(TRACE_HEADER) == "content"
+        content = self.traced and self._asked_trace == "content" and self.gateway.settings.allow_content
         context = contextvars.copy_context()
         context.run(
             REQUEST.set,
@@ -180,7 +184,7 @@ class Exchange:
                 deadline=found.deadline,
                 slo=found.slo,
                 traceparent=self._handle.traceparent if self._handle else None,
-                capture_content=asked_content and self.gateway.settings.capture_content,
+                capture_content=content,
                 slo_deadline=found.slo_deadline,
             ),
         )
@@ -215,8 +219,7 @@ class Exchange:
         self.gateway.metrics.observe_request(self.route, found.slo, outcome, seconds)
         self.gateway.window.add(outcome, seconds, now=time.monotonic())
         if self._handle is not None:
-            self._handle.set("patchwork.slo_attained", outcome == "attained")
-            self._handle.set("patchwork.slack_s", found.slo_deadline - self.arrived - seconds)
+            self._handle.set(names.SLACK, found.slo_deadline - self.arrived - seconds)
             self._handle.end(outcome, error)
 
     def _server_timing(self) -> str:

@@ -9,13 +9,12 @@ import orjson
 from starlette.responses import Response
 
 from patchwork_serving.gateway.bodies import BatchBody, EventsBody, InvokeBody, RunConfig, parse
-from patchwork_serving.gateway.exchange import Exchange
+from patchwork_serving.gateway.exchange import ATTAINED_HEADER, Exchange
 from patchwork_serving.gateway.faults import Fault, InvalidRequest
 from patchwork_serving.gateway.port import EventFilter
 from patchwork_serving.gateway.responses import event, json_response
 from patchwork_serving.gateway.serialize import dumps
 from patchwork_serving.gateway.stream import event_stream
-from patchwork_serving.gateway.witness import sources_of
 
 
 async def invoke(exchange: Exchange, document: Any) -> Response:
@@ -23,14 +22,11 @@ async def invoke(exchange: Exchange, document: Any) -> Response:
     body = parse(InvokeBody, document)
     runner = exchange.gateway.runner
     value = exchange.gateway.accept_input(body.input)
-    (config,) = exchange.admit([body.config or RunConfig()])
+    (config,) = exchange.admit([body.config or RunConfig()], traceable=True)
     output = await exchange.start(lambda: runner.invoke(value, config, {})).value()
     encoded = orjson.Fragment(dumps(output))
     exchange.succeed()
-    metadata: dict[str, Any] = {"run_id": exchange.run_id, "feedback_tokens": []}
-    if exchange.traced:
-        sources = exchange.witness.sources() if exchange.witness else []
-        metadata |= {"trace": exchange.trace(), "sources": sources or sources_of(output)}
+    metadata = {"run_id": exchange.run_id, "feedback_tokens": [], **exchange.trace(output)}
     return json_response({"output": encoded, "metadata": metadata}, headers=exchange.headers())
 
 
@@ -59,7 +55,7 @@ async def stream(exchange: Exchange, document: Any) -> Response:
     body = parse(InvokeBody, document)
     runner = exchange.gateway.runner
     value = exchange.gateway.accept_input(body.input)
-    (config,) = exchange.admit([body.config or RunConfig()])
+    (config,) = exchange.admit([body.config or RunConfig()], traceable=True)
     run = exchange.start_stream(lambda: runner.stream(value, config, {}))
     return await event_stream(exchange, run, _Chunks(run.id))
 
@@ -96,10 +92,12 @@ class _Chunks:
 
     def closing(self, exchange: Exchange) -> bytes:
         # LangServe's clients pass over metadata, and stop reading at end
+        headers = exchange.headers()
         told = {
             "run_id": self._run_id,
-            "slo_attained": exchange.attained(),
-            "timing": exchange.headers()["server-timing"],
+            "slo_attained": headers[ATTAINED_HEADER] == "true",
+            "server_timing": headers["server-timing"],
+            **exchange.trace(),
         }
         return event("metadata", dumps(told)) + event("end", None)
 

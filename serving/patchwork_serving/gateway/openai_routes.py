@@ -20,7 +20,7 @@ from patchwork_serving.gateway.witness import usage_of
 
 
 async def chat_completions(exchange: Exchange, document: Any) -> Response:
-    """Ask the chain as OpenAI's chat models are asked. ``usage`` counts the tokens of every LLM call that the chain made for this answer."""
+    """Ask the chain as OpenAI's chat models are asked. ``usage`` counts the tokens of every LLM call that the chain made."""
     body = parse(ChatBody, document)
     gateway = exchange.gateway
     value = chain_input(gateway.input_shape.schema, body.messages)

@@ -104,7 +104,10 @@ class RequestHandle(Protocol):
         ...
 
     def finished_spans(self) -> Sequence[Mapping[str, Any]]:
-        """Spans of this request that have ended, root included, as JSON, oldest first; called after :meth:`end`."""
+        """Spans of this request that have ended, root included, as JSON, oldest first.
+
+        Called once, after :meth:`end`, and only for requests that were started with the attribute ``names.WANTED``.
+        """
         ...
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -11,6 +12,7 @@ from langchain_core.messages import AIMessage
 from langchain_core.outputs import LLMResult
 
 from patchwork_serving.gateway.metrics import Usage
+from patchwork_serving.telemetry import names
 
 
 class Witness(BaseCallbackHandler):
@@ -50,6 +52,23 @@ def sources_of(output: object) -> list[dict[str, Any]]:
         return []
     nodes = getattr(output, "source_nodes", None) or ()
     return [{"id": n.node.node_id, "score": n.score, "metadata": dict(_mapping(n.node.metadata))} for n in nodes]
+
+
+def with_scores(sources: Sequence[Mapping[str, Any]], spans: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """``sources`` with the scores that retrieval spans tell; what the spans tell alone, when there are no sources."""
+    found = {d["id"]: d.get("score") for span in spans for d in _retrieved(span)}
+    if not sources:
+        return [{"id": document_id, "score": score} for document_id, score in found.items()]
+    return [{"score": found.get(source["id"]), **source} for source in sources]
+
+
+def _retrieved(span: Mapping[str, Any]) -> list[dict[str, Any]]:
+    told = span.get("attributes", {}).get(names.RETRIEVAL_DOCUMENTS)
+    try:
+        documents = json.loads(told) if isinstance(told, str) else []
+    except ValueError:
+        return []
+    return [d for d in documents if isinstance(d, dict) and "id" in d]
 
 
 def _mapping(value: Any) -> Mapping[str, Any]:
