@@ -23,7 +23,9 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
-Target = Annotated[str, typer.Argument(help="file.py, file.py:attr or pkg.mod:attr", show_default=False)]
+Target = Annotated[
+    str, typer.Argument(metavar="TARGET", help="file.py, file.py:attr or pkg.mod:attr", show_default=False)
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Verbose = Annotated[bool, typer.Option("--verbose", help="Show tracebacks.")]
 OptionalName = Annotated[

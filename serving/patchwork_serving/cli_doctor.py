@@ -74,7 +74,8 @@ def _show(checks: list[Check]) -> None:
     table = Table(box=None, padding=(0, 2, 0, 0), show_header=False)
     for check in checks:
         mark = Text("ok", "green") if check.ok else Text("missing", "red") if check.needed else Text("absent", "yellow")
-        table.add_row(mark, check.name, check.found + (f"; {check.remedy}" if check.remedy and not check.ok else ""))
+        told = check.found + (f"; {check.remedy}" if check.remedy and not check.ok else "")
+        table.add_row(mark, Text(check.name), Text(told))  # as Text: "[hf]" is no markup
     console().print(table)
 
 

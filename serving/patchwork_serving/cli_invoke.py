@@ -13,8 +13,8 @@ import typer
 
 from patchwork_serving.cli_apps import auth_headers, url_of
 from patchwork_serving.cli_deploy import seconds
-from patchwork_serving.cli_output import fact, fact_json, note
-from patchwork_serving.errors import DeployError, ServingError, UsageError
+from patchwork_serving.cli_output import console, fact, fact_json, note
+from patchwork_serving.errors import ServingError, UsageError
 
 #: more than the server is told: it answers 504 with the stage, where our own timeout would say nothing
 GRACE_S = 5.0
@@ -37,6 +37,12 @@ class InvokeFailed(ServingError):
     title = "the application answered with an error"
 
 
+class Unreachable(ServingError):
+    """Nothing answers at the application's URL."""
+
+    title = "the application cannot be reached"
+
+
 def invoke(ask: Ask, *, as_json: bool) -> None:
     """Ask and print; raises UnknownApp, UsageError (the input is refused) or InvokeFailed."""
     url, timeout_s = url_of(ask.name), seconds("--timeout", ask.timeout)
@@ -47,7 +53,7 @@ def invoke(ask: Ask, *, as_json: bool) -> None:
         try:
             answer = _streamed(client, ask, as_json=as_json) if ask.stream else _whole(client, ask)
         except httpx.TransportError as error:
-            raise DeployError(
+            raise Unreachable(
                 f"{url} does not answer ({type(error).__name__}); `patchwork status` shows what runs"
             ) from error
     if as_json:
@@ -163,8 +169,6 @@ def _tell_more(answer: Mapping[str, Any], ask: Ask) -> None:
     if not answer.get("trace"):
         note("no trace came back: the application does not allow it, or OTEL_SDK_DISABLED is set where it runs")
         return
-    from rich.console import Console
-
     from patchwork_serving.telemetry.waterfall import render_waterfall
 
-    Console().print(render_waterfall(answer["trace"]))
+    console().print(render_waterfall(answer["trace"]))

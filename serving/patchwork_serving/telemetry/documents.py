@@ -70,11 +70,9 @@ def _reply(payload: bytes, call: LeafCall, way: Way) -> Document:
 
 
 def _protocol_body(payload: bytes, *, request: bool) -> bytes:
-    from patchwork_adapters import protocol
+    from patchwork_adapters.protocol import decode_request, decode_response
 
-    decoded = protocol.decode_request(payload) if request else protocol.decode_response(payload)
-    body: bytes = decoded.body
-    return body
+    return decode_request(payload).body if request else decode_response(payload).body
 
 
 def _json(body: bytes) -> Document:

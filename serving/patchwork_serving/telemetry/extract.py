@@ -159,6 +159,13 @@ def finish_reasons(facts: CallFacts) -> Pairs:
     yield names.RESPONSE_FINISH, reasons or None
 
 
+def refusal(facts: CallFacts) -> Pairs:
+    """An engine that speaks the protocol refuses in the body of its response."""
+    error = facts.reply.get("error")
+    if isinstance(error, Mapping):
+        yield names.ERROR_TYPE, str(error.get("type") or "error")
+
+
 def hits(facts: CallFacts) -> Pairs:
     """Ids and scores of what was found; texts are content."""
     if facts.spec.kind != "retriever":
@@ -200,7 +207,7 @@ def replica(facts: CallFacts) -> Pairs:
 
 
 AT_END: tuple[Generator, ...] = (
-    replica, usage, cached_tokens, response_identity, finish_reasons, hits, answers,
+    replica, usage, cached_tokens, response_identity, finish_reasons, refusal, hits, answers,
 )  # fmt: skip
 
 
