@@ -1,0 +1,92 @@
+"""What a swapped leaf holds on to: its component, the bridge to it, and the user's own method behind the swap."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from typing import Any
+
+from patchwork_adapters import codec
+from patchwork_adapters.bridge import Bridge
+from patchwork_adapters.context import REQUEST
+from patchwork_adapters.transport import LeafCall, Way
+
+#: Swaps that are in force in the running code; one that is ``always`` need not be named here.
+ACTIVE: ContextVar[frozenset[int]] = ContextVar("patchwork_active_swaps", default=frozenset())
+
+
+@dataclass(frozen=True, slots=True)
+class Assignment:
+    """Where a leaf runs."""
+
+    component: str
+    way: Way
+    collection: str | None = None  #: of an exported store
+    fingerprint: str | None = (
+        None  #: of the store's ids at export (:func:`patchwork_adapters.stores.fingerprint`); None: not checked
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Binding:
+    leaf: str
+    assignment: Assignment
+    bridge: Bridge
+    swap_id: int
+    always: bool
+    baseline: Mapping[str, Any] = field(default_factory=dict)  #: the leaf's fields when it was swapped
+
+    def leaf_call(self, method: str, payload: bytes, *, size: int = 1, stream: bool = False) -> LeafCall:
+        return LeafCall(
+            component=self.assignment.component, leaf=self.leaf, method=method, payload=payload, stream=stream, site=self.leaf,
+            size=size, request=REQUEST.get(),
+        )  # fmt: skip
+
+
+@dataclass(slots=True)
+class Slot:
+    """The one mutable place of a generated class: empty when the swap was undone."""
+
+    binding: Binding | None = None
+
+    def active(self) -> Binding | None:
+        """The binding when calls shall go to the component now, else None: the user's own method runs."""
+        binding = self.binding
+        if binding is None or not (binding.always or binding.swap_id in ACTIVE.get()):
+            return None
+        return binding
+
+
+@dataclass(frozen=True, slots=True)
+class Bound:
+    """A swapped leaf during one call, as overrides of the ``engine`` way get it."""
+
+    obj: Any  #: the user's object
+    local: Any  #: ``local.method(...)`` is the user's own method
+    binding: Binding
+
+    @property
+    def collection(self) -> str:
+        """Name of the exported store; only leaves with one ask for it."""
+        assert self.binding.assignment.collection is not None
+        return self.binding.assignment.collection
+
+    def ask(self, operation: str, arguments: Mapping[str, Any], size: int = 1) -> Any:
+        """Result of an operation of ``patchwork_adapters.operations``; raises what it raised there."""
+        call = self.binding.leaf_call(operation, codec.encode(dict(arguments)), size=size)
+        return codec.decode_outcome(self.binding.bridge.call(call))
+
+    async def aask(self, operation: str, arguments: Mapping[str, Any], size: int = 1) -> Any:
+        call = self.binding.leaf_call(operation, codec.encode(dict(arguments)), size=size)
+        return codec.decode_outcome(await self.binding.bridge.acall(call))
+
+    def stream(self, operation: str, arguments: Mapping[str, Any]) -> Iterator[Any]:
+        call = self.binding.leaf_call(operation, codec.encode(dict(arguments)), stream=True)
+        for frame in self.binding.bridge.stream(call):
+            yield codec.decode_outcome(frame)
+
+    async def astream(self, operation: str, arguments: Mapping[str, Any]) -> AsyncIterator[Any]:
+        call = self.binding.leaf_call(operation, codec.encode(dict(arguments)), stream=True)
+        async for frame in self.binding.bridge.astream(call):
+            yield codec.decode_outcome(frame)

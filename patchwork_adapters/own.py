@@ -1,0 +1,208 @@
+"""The *own* way: a method of the user's leaf runs, unchanged, on the same leaf in another process.
+
+Here are both ends: the overrides that send a call away, and the runner that carries it out in the replica. What travels is
+``(fields, args, kwargs)``: fields are those that differ from the leaf as imported, which is how ``configurable_fields`` and
+``model_copy`` reach a replica. Callback managers stay with the caller.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import copy
+import inspect
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from typing import Any
+
+from patchwork_adapters import codec
+from patchwork_adapters.binding import Binding, Bound
+from patchwork_adapters.errors import CodecError
+
+_CALLBACKS = ("langchain_core.callbacks.", "langchain_core.tracers.", "llama_index.core.callbacks.")
+_END = object()
+
+
+def own_methods(
+    cls: type, names: tuple[str, ...], returns_stream: frozenset[str] = frozenset()
+) -> dict[str, Callable[..., Any]]:
+    """An override for each method, of the same colour. ``returns_stream``: plain methods whose result is an iterator of chunks."""
+    return {name: _override(name, inspect.getattr_static(cls, name), name in returns_stream) for name in names}
+
+
+def _override(name: str, original: Any, returns_stream: bool) -> Callable[..., Any]:
+    if inspect.isasyncgenfunction(original):
+        return _async_generator(name)
+    if inspect.isgeneratorfunction(original):
+        return _generator(name)
+    if inspect.iscoroutinefunction(original):
+        return _coroutine_of_stream(name) if returns_stream else _coroutine(name)
+    return _plain_of_stream(name) if returns_stream else _plain(name)
+
+
+def _plain(name: str) -> Callable[..., Any]:
+    def call(leaf: Bound, *args: Any, **kwargs: Any) -> Any:
+        binding = leaf.binding
+        return codec.decode_outcome(binding.bridge.call(binding.leaf_call(name, payload_of(leaf, args, kwargs))))
+
+    return call
+
+
+def _coroutine(name: str) -> Callable[..., Any]:
+    async def call(leaf: Bound, *args: Any, **kwargs: Any) -> Any:
+        binding = leaf.binding
+        return codec.decode_outcome(await binding.bridge.acall(binding.leaf_call(name, payload_of(leaf, args, kwargs))))
+
+    return call
+
+
+def _generator(name: str) -> Callable[..., Any]:
+    def call(leaf: Bound, *args: Any, **kwargs: Any) -> Iterator[Any]:
+        binding = leaf.binding
+        for frame in binding.bridge.stream(binding.leaf_call(name, payload_of(leaf, args, kwargs), stream=True)):
+            yield codec.decode_outcome(frame)
+
+    return call
+
+
+def _async_generator(name: str) -> Callable[..., Any]:
+    async def call(leaf: Bound, *args: Any, **kwargs: Any) -> AsyncIterator[Any]:
+        binding = leaf.binding
+        async for frame in binding.bridge.astream(binding.leaf_call(name, payload_of(leaf, args, kwargs), stream=True)):
+            yield codec.decode_outcome(frame)
+
+    return call
+
+
+def _plain_of_stream(name: str) -> Callable[..., Any]:
+    generator = _generator(name)
+
+    def call(leaf: Bound, *args: Any, **kwargs: Any) -> Any:
+        return generator(leaf, *args, **kwargs)
+
+    return call
+
+
+def _coroutine_of_stream(name: str) -> Callable[..., Any]:
+    generator = _async_generator(name)
+
+    async def call(leaf: Bound, *args: Any, **kwargs: Any) -> Any:
+        return generator(leaf, *args, **kwargs)
+
+    return call
+
+
+def payload_of(leaf: Bound, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bytes:
+    """Raises CodecError when an argument cannot travel."""
+    sent = [None if _is_callback(value) else value for value in args]
+    named = {name: value for name, value in kwargs.items() if not _is_callback(value)}
+    return codec.encode([_changed_fields(leaf.obj, leaf.binding), sent, named])
+
+
+def baseline_of(obj: Any) -> dict[str, Any]:
+    """The fields to compare with later; values are held, not copied."""
+    return dict(getattr(obj, "__dict__", {}))
+
+
+def _changed_fields(obj: Any, binding: Binding) -> dict[str, Any]:
+    fields = getattr(obj, "__dict__", {})
+    baseline = binding.baseline
+    changed = {name: value for name, value in fields.items() if _differs(value, baseline.get(name, _END))}
+    return {name: value for name, value in changed.items() if _travels(name, value, baseline.get(name, _END))}
+
+
+def _differs(value: Any, before: Any) -> bool:
+    if value is before:
+        return False
+    if type(value) is not type(before):
+        return True
+    same = value == before
+    return not same if isinstance(same, bool) else True
+
+
+def _travels(name: str, value: Any, before: Any) -> bool:
+    """Clients and secrets are rebuilt in every process from the user's module; another value that cannot travel is an error."""
+    if type(value).__name__ in ("SecretStr", "SecretBytes") or _is_callback(value):
+        return False
+    try:
+        codec.encode(value)
+    except CodecError:
+        if type(value) is type(before):
+            return False
+        raise
+    return True
+
+
+def _is_callback(value: Any) -> bool:
+    return type(value).__module__.startswith(_CALLBACKS)
+
+
+class OwnLeafRunner:
+    """Carries out calls on the user's object in the replica. Plain methods run in threads: they may block for as long as they like."""
+
+    def __init__(self, leaf: Any) -> None:
+        self._leaf = leaf
+
+    async def run(self, method: str, payload: bytes) -> bytes:
+        """The encoded outcome; the user's exceptions are in it, not raised."""
+        try:
+            function, args, kwargs = self._bind(method, payload)
+            if inspect.iscoroutinefunction(function):
+                value = await function(*args, **kwargs)
+            else:
+                value = await asyncio.to_thread(function, *args, **kwargs)
+            return codec.encode_outcome(value)
+        except Exception as error:  # noqa: BLE001  it is the user's: it travels and is raised where the leaf was called
+            return codec.encode_outcome(error)
+
+    async def stream(self, method: str, payload: bytes) -> AsyncIterator[bytes]:
+        """The encoded chunks; an exception is the last one."""
+        try:
+            function, args, kwargs = self._bind(method, payload)
+            chunks = function(*args, **kwargs)
+            if inspect.isawaitable(chunks):
+                chunks = await chunks
+            iterator = chunks if hasattr(chunks, "__anext__") else _in_thread(chunks)
+            async for chunk in iterator:
+                yield codec.encode_outcome(chunk)
+        except Exception as error:  # noqa: BLE001  as above
+            yield codec.encode_outcome(error)
+
+    def _bind(self, method: str, payload: bytes) -> tuple[Callable[..., Any], list[Any], dict[str, Any]]:
+        fields, args, kwargs = codec.decode(payload)
+        leaf = _with_fields(self._leaf, fields) if fields else self._leaf
+        function = getattr(leaf, method)
+        parameter = inspect.signature(function).parameters.get("run_manager")
+        if parameter is not None and parameter.default is parameter.empty and "run_manager" not in kwargs:
+            kwargs["run_manager"] = _silent_manager(inspect.iscoroutinefunction(function))
+        return function, args, kwargs
+
+
+def _with_fields(leaf: Any, fields: Mapping[str, Any]) -> Any:
+    if hasattr(type(leaf), "model_copy"):
+        return leaf.model_copy(update=dict(fields))
+    changed = copy.copy(leaf)
+    changed.__dict__.update(fields)
+    return changed
+
+
+def _silent_manager(is_async: bool) -> Any:
+    from langchain_core.callbacks import AsyncCallbackManagerForRetrieverRun, CallbackManagerForRetrieverRun
+
+    return (AsyncCallbackManagerForRetrieverRun if is_async else CallbackManagerForRetrieverRun).get_noop_manager()
+
+
+def _next(iterator: Iterator[Any]) -> Any:
+    return next(iterator, _END)
+
+
+async def _in_thread(chunks: Iterator[Any]) -> AsyncIterator[Any]:
+    """Each step in a thread, all in one context: a generator may set context variables and read them later."""
+    iterator = iter(chunks)
+    context = contextvars.copy_context()
+    try:
+        while (chunk := await asyncio.to_thread(context.run, _next, iterator)) is not _END:
+            yield chunk
+    finally:
+        close = getattr(iterator, "close", None)
+        if close is not None:
+            await asyncio.to_thread(context.run, close)

@@ -1,0 +1,184 @@
+"""What the user's module asked of its leaves while it was imported, by content (design, D4b).
+
+A builder imports first and records; every later process that imports the same module gets its answers from the record, so that embedding
+a corpus happens once. Keys are digests of component, method, path and body: what a call says, not when or where it is made. Entries hold
+replies only, never requests, and no headers but those that describe the body.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import msgpack
+
+from patchwork_adapters.errors import CodecError, ComponentUnavailable
+from patchwork_adapters.protocol import decode_request
+from patchwork_adapters.transport import LeafCall, Transport
+
+_FORMAT = "patchwork-record-1"
+
+
+def content_key(call: LeafCall) -> bytes:
+    """Digest of what is asked; equal for calls that say the same in another order of keys or spacing."""
+    digest = hashlib.sha256()
+    for part in (call.component.encode(), call.method.encode(), b"stream" if call.stream else b"", _body(call)):
+        digest.update(len(part).to_bytes(8, "big") + part)
+    return digest.digest()
+
+
+def _body(call: LeafCall) -> bytes:
+    if not call.method.startswith("POST "):
+        return call.payload
+    request = decode_request(call.payload)
+    document = request.json()
+    return json.dumps(document, sort_keys=True, separators=(",", ":")).encode() if document else request.body
+
+
+class ImportRecord:
+    """Replies by content. Grows while it is recorded; saved and loaded whole."""
+
+    def __init__(self) -> None:
+        self._frames: dict[bytes, list[bytes]] = {}
+
+    def __len__(self) -> int:
+        return len(self._frames)
+
+    @property
+    def num_bytes(self) -> int:
+        """Size of the replies."""
+        return sum(len(frame) for frames in self._frames.values() for frame in frames)
+
+    def get(self, call: LeafCall) -> list[bytes] | None:
+        """The frames of the reply (one, unless the call streams); None when nothing like it was asked."""
+        return self._frames.get(content_key(call))
+
+    def put(self, call: LeafCall, frames: list[bytes]) -> None:
+        self._frames[content_key(call)] = frames
+
+    def to_bytes(self) -> bytes:
+        packed: bytes = msgpack.packb([_FORMAT, self._frames])
+        return packed
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> ImportRecord:
+        """Raises CodecError when the bytes are no record of this version."""
+        record = cls()
+        if not data:
+            return record
+        try:
+            form, frames = msgpack.unpackb(data, strict_map_key=False)
+        except (ValueError, TypeError, msgpack.UnpackException) as error:
+            raise CodecError("these bytes are not an import record; build again") from error
+        if form != _FORMAT:
+            raise CodecError(f"this import record is of another version ({form!r}); build again")
+        record._frames = frames
+        return record
+
+    def save(self, path: Path) -> int:
+        """Write the whole file or nothing of it; returns its size in bytes."""
+        data = self.to_bytes()
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+        try:
+            with os.fdopen(handle, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(name, path)
+        except BaseException:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(name)
+            raise
+        return len(data)
+
+    @classmethod
+    def load(cls, path: Path) -> ImportRecord:
+        """An empty record when there is no file; CodecError when it is damaged."""
+        try:
+            data = path.read_bytes()
+        except FileNotFoundError:
+            return cls()
+        return cls.from_bytes(data)
+
+
+class RecordingTransport:
+    """Answers from the record what it knows, asks ``inner`` for the rest and keeps complete replies. Implements Transport."""
+
+    def __init__(self, inner: Transport, record: ImportRecord) -> None:
+        self._inner = inner
+        self._record = record
+        self.num_asked = 0  #: calls that the record did not know
+
+    async def call(self, call: LeafCall) -> bytes:
+        known = self._record.get(call)
+        if known is not None:
+            return known[0]
+        self.num_asked += 1
+        reply = await self._inner.call(call)
+        self._record.put(call, [reply])
+        return reply
+
+    async def stream(self, call: LeafCall) -> AsyncIterator[bytes]:
+        known = self._record.get(call)
+        if known is not None:
+            for frame in known:
+                yield frame
+            return
+        self.num_asked += 1
+        frames: list[bytes] = []
+        inner = self._inner.stream(call)
+        try:
+            async for frame in inner:
+                frames.append(frame)
+                yield frame
+        finally:
+            close = getattr(inner, "aclose", None)
+            if close is not None:
+                await close()
+        self._record.put(call, frames)  # reached only when the stream came to its end
+
+
+class ReplayTransport:
+    """Answers from the record what it knows and hands the rest to ``fallback``. Implements Transport.
+
+    While a deployed process imports the module everything should be known; without a fallback an unknown call is ComponentUnavailable.
+    """
+
+    def __init__(self, record: ImportRecord, fallback: Transport | None = None) -> None:
+        self._record = record
+        self._fallback = fallback
+        self.num_missed = 0
+
+    async def call(self, call: LeafCall) -> bytes:
+        known = self._record.get(call)
+        return known[0] if known is not None else await self._other(call).call(call)
+
+    async def stream(self, call: LeafCall) -> AsyncIterator[bytes]:
+        known = self._record.get(call)
+        if known is not None:
+            for frame in known:
+                yield frame
+            return
+        inner = self._other(call).stream(call)
+        try:
+            async for frame in inner:
+                yield frame
+        finally:
+            close = getattr(inner, "aclose", None)
+            if close is not None:
+                await close()
+
+    def _other(self, call: LeafCall) -> Transport:
+        self.num_missed += 1
+        if self._fallback is None:
+            raise ComponentUnavailable(
+                f"the module asks component {call.component} at import for something that was not asked when it was built; "
+                "deploy again, or move the call out of the import"
+            )
+        return self._fallback

@@ -1,0 +1,258 @@
+"""Swaps leaves in place: ``obj.__class__`` becomes a generated subclass whose cut methods call a component (design, D1).
+
+The object stays the same object, so closures, globals, containers and everything built on it before see the swap, and it stays an
+instance of the user's class. ``undo`` puts the classes back; copies made meanwhile fall back to the user's methods.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import itertools
+import threading
+import types
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from patchwork_adapters.binding import ACTIVE, Assignment, Binding, Bound, Slot
+from patchwork_adapters.bridge import Bridge
+from patchwork_adapters.graph import Opaque
+from patchwork_adapters.leaves.spec import LeafSpec
+from patchwork_adapters.openai_cut import OpenAICut
+from patchwork_adapters.own import baseline_of, own_methods
+from patchwork_adapters.protocol import Router
+from patchwork_adapters.stores import fingerprint
+from patchwork_adapters.walk import Leaf
+
+Override = Callable[..., Any]
+
+_ids = itertools.count(1)
+_lock = threading.Lock()
+_generated: dict[tuple[type, str, str], list[tuple[type, Slot]]] = {}
+
+
+class Swap:
+    """What one call of :func:`swap` changed."""
+
+    def __init__(self, swap_id: int) -> None:
+        self._id = swap_id
+        self._objects: list[tuple[Any, type, type]] = []  #: (object, its class before, generated class)
+        self._slots: list[Slot] = []
+        self._cut: OpenAICut | None = None
+        self.skipped: list[Opaque] = []  #: leaves that stay local although they have an assignment, and why
+
+    @contextmanager
+    def active(self) -> Iterator[None]:
+        """Run a block in which the swapped leaves call their components; needed only when the swap is not ``always``."""
+        token = ACTIVE.set(ACTIVE.get() | {self._id})
+        try:
+            yield
+        finally:
+            ACTIVE.reset(token)
+
+    def is_active(self) -> bool:
+        return self._id in ACTIVE.get()
+
+    def undo(self) -> None:
+        """Give every leaf its class and its client back; safe to repeat."""
+        for slot in self._slots:
+            slot.binding = None
+        while self._objects:
+            obj, before, generated = self._objects.pop()
+            if type(obj) is generated:  # another swap on top keeps this layer, which is empty now
+                object.__setattr__(obj, "__class__", before)
+        if self._cut is not None:
+            self._cut.undo()
+            self._cut = None
+
+
+def swap(
+    leaves: Sequence[Leaf],
+    assignments: Mapping[str, Assignment],
+    bridge: Bridge,
+    *,
+    always: bool = True,
+    cut: OpenAICut | None = None,
+) -> Swap:
+    """Swap each leaf that has an assignment (by path). ``always=False``: only inside :meth:`Swap.active`.
+
+    ``cut``: the process-wide cut of openai clients, when it is installed already; otherwise leaves of the ``protocol`` way get one of
+    this swap, which sends a model's requests to the component of the leaf with that model.
+    """
+    swapped = Swap(next(_ids))
+    speaking = [leaf for leaf in leaves if leaf.path in assignments and assignments[leaf.path].way == "protocol"]
+    if cut is None and speaking:
+        is_active = (lambda: True) if always else swapped.is_active
+        cut = swapped._cut = OpenAICut(bridge, leaf_router(speaking, assignments), is_active)
+        cut.install()
+    for leaf in leaves:
+        assignment = assignments.get(leaf.path)
+        if assignment is None or assignment.way == "external":
+            continue
+        if assignment.way == "protocol":
+            assert cut is not None
+            for client in leaf.spec.openai_clients(leaf.obj):
+                cut.attach(client, leaf.path)
+        elif (why := _mismatch(leaf, assignment)) is not None:
+            swapped.skipped.append(Opaque(leaf.path, why))
+        else:
+            _swap_class(swapped, leaf, assignment, bridge, always)
+    return swapped
+
+
+def leaf_router(leaves: Sequence[Leaf], assignments: Mapping[str, Assignment]) -> Router:
+    """Routes by (base URL, model) of the leaves that speak the protocol; everything else goes where it would have gone."""
+    routes: dict[tuple[str, str | None], str] = {}
+    for leaf in leaves:
+        facts = leaf.spec.facts(leaf.obj)
+        routes[((facts.base_url or "").rstrip("/"), facts.model)] = assignments[leaf.path].component
+
+    def route(base_url: str, path: str, model: str | None) -> str | None:
+        return routes.get((base_url.rstrip("/"), model)) or routes.get(("", model))
+
+    return route
+
+
+def _mismatch(leaf: Leaf, assignment: Assignment) -> str | None:
+    """Why a store cannot be answered by its export: then its answers would be wrong, so it stays."""
+    if assignment.fingerprint is None or leaf.spec.export is None:
+        return None
+    if fingerprint(leaf.spec, leaf.obj) == assignment.fingerprint:
+        return None
+    return (
+        "the store's content in this process differs from what was exported; ingestion is not the same in every process"
+    )
+
+
+def _swap_class(swapped: Swap, leaf: Leaf, assignment: Assignment, bridge: Bridge, always: bool) -> None:
+    cls = type(leaf.obj)
+    binding = Binding(leaf.path, assignment, bridge, swapped._id, always, baseline_of(leaf.obj))
+    try:
+        generated, slot = _class_for(cls, leaf, binding)
+        object.__setattr__(leaf.obj, "__class__", generated)
+    except TypeError as error:  # __init_subclass__ wants arguments, or the objects have another layout
+        swapped.skipped.append(Opaque(leaf.path, f"objects of {leaf.cls} cannot change their class ({error})"))
+        return
+    swapped._slots.append(slot)
+    swapped._objects.append((leaf.obj, cls, generated))
+
+
+def _class_for(cls: type, leaf: Leaf, binding: Binding) -> tuple[type, Slot]:
+    """A generated class that nobody else uses now; building one for a pydantic class takes milliseconds, so they are kept."""
+    with _lock:
+        pool = _generated.setdefault((cls, leaf.path, binding.assignment.way), [])
+        free = next((pair for pair in pool if pair[1].binding is None), None)
+        if free is None:
+            slot = Slot()
+            free = (_generate(cls, slot, leaf.spec, _overrides(cls, leaf.spec, binding.assignment)), slot)
+            pool.append(free)
+        free[1].binding = binding
+        return free
+
+
+def _overrides(cls: type, spec: LeafSpec, assignment: Assignment) -> Mapping[str, Override]:
+    if assignment.way == "engine" and spec.engine_methods is not None:
+        return spec.engine_methods(cls)
+    return own_methods(cls, spec.cut(cls), spec.returns_stream)
+
+
+def _generate(cls: type, slot: Slot, spec: LeafSpec, overrides: Mapping[str, Override]) -> type:
+    holder: dict[str, type] = {}
+
+    def body(namespace: dict[str, Any]) -> None:
+        namespace["__module__"] = cls.__module__
+        namespace["__qualname__"] = cls.__qualname__
+        namespace["__doc__"] = cls.__doc__
+        namespace["__patchwork_slot__"] = slot
+        if not cls.__dictoffset__:  # its objects have slots only, and the layout must stay
+            namespace["__slots__"] = ()
+        for name, override in overrides.items():
+            method = _gated(cls, holder, slot, name, override)
+            namespace[name] = spec.wrap(name, method) if spec.wrap is not None else method
+        namespace["__reduce_ex__"] = _reduce_as(cls, holder)
+
+    holder["cls"] = generated = types.new_class(cls.__name__, (cls,), {}, body)
+    return generated
+
+
+def _reduce_as(cls: type, holder: Mapping[str, type]) -> Override:
+    """Pickles as the user's class, which other processes have."""
+
+    def __reduce_ex__(self: Any, protocol: Any) -> Any:
+        layer: Any = holder["cls"]
+        reduced = super(layer, self).__reduce_ex__(protocol)
+        if not isinstance(reduced, tuple):
+            return reduced
+        generated = type(self)
+        function, args, *rest = reduced
+        args = tuple(cls if arg is generated else arg for arg in args)
+        return (cls if function is generated else function, args, *rest)
+
+    return __reduce_ex__
+
+
+def _gated(cls: type, holder: Mapping[str, type], slot: Slot, name: str, override: Override) -> Override:
+    """The method of the generated class: the override while the swap is in force, otherwise the user's; in the override's colour."""
+
+    def local(obj: Any) -> Any:
+        return super(holder["cls"], obj)
+
+    make = next(make for is_colour, make in _COLOURS if is_colour(override))
+    method = make(slot, local, name, override)
+    original = inspect.getattr_static(cls, name, None)
+    return functools.wraps(original)(method) if inspect.isfunction(original) else method
+
+
+def _async_generator(slot: Slot, local: Override, name: str, override: Override) -> Override:
+    async def method(self: Any, *args: Any, **kwargs: Any) -> Any:
+        binding = slot.active()
+        if binding is None:
+            chunks = getattr(local(self), name)(*args, **kwargs)
+        else:
+            chunks = override(Bound(self, local(self), binding), *args, **kwargs)
+        try:
+            async for chunk in chunks:
+                yield chunk
+        finally:  # leaving early must reach the component now, not when the collector comes by
+            await chunks.aclose()
+
+    return method
+
+
+def _generator(slot: Slot, local: Override, name: str, override: Override) -> Override:
+    def method(self: Any, *args: Any, **kwargs: Any) -> Any:
+        binding = slot.active()
+        if binding is None:
+            return (yield from getattr(local(self), name)(*args, **kwargs))
+        return (yield from override(Bound(self, local(self), binding), *args, **kwargs))
+
+    return method
+
+
+def _coroutine(slot: Slot, local: Override, name: str, override: Override) -> Override:
+    async def method(self: Any, *args: Any, **kwargs: Any) -> Any:
+        binding = slot.active()
+        if binding is None:
+            return await getattr(local(self), name)(*args, **kwargs)
+        return await override(Bound(self, local(self), binding), *args, **kwargs)
+
+    return method
+
+
+def _plain(slot: Slot, local: Override, name: str, override: Override) -> Override:
+    def method(self: Any, *args: Any, **kwargs: Any) -> Any:
+        binding = slot.active()
+        if binding is None:
+            return getattr(local(self), name)(*args, **kwargs)
+        return override(Bound(self, local(self), binding), *args, **kwargs)
+
+    return method
+
+
+_COLOURS: tuple[tuple[Callable[[Override], bool], Callable[..., Override]], ...] = (
+    (inspect.isasyncgenfunction, _async_generator),
+    (inspect.isgeneratorfunction, _generator),
+    (inspect.iscoroutinefunction, _coroutine),
+    (callable, _plain),
+)
