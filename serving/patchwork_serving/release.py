@@ -21,13 +21,14 @@ class ComponentSpec:
     model: str | None = None
     engine_args: Mapping[str, Any] = field(default_factory=dict)
     leaves: tuple[str, ...] = ()
+    aliases: tuple[str, ...] = ()  #: other names under which clients ask for the model
     replicas: int = 1
     num_cpus: float = 0.1  #: Ray bookkeeping, not a limit
     num_gpus: float = 0.0
     max_batch: int = 32
     max_wait_s: float = 0.0  #: how long the host may hold a call to let a batch form
     slots: int | None = None  #: calls inside a continuous engine at once; None: the engine's own number
-    max_ongoing: int = 1000  #: Serve's limit; high, because ordering happens in our queue
+    concurrency: int | None = None  #: calls in flight to an external API, per ingress replica
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +43,7 @@ class Collection:
     ef_search: int
     recall: float  #: measured against exact search at export
     exact: bool  #: recall was below the floor: searches scan exactly
+    fingerprint: str | None = None  #: of the store's ids at export; a process whose store differs keeps it local
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +71,8 @@ class Release:
         values = dict(document)
         values["graph"] = ComponentGraph.from_json(document["graph"])
         values["components"] = tuple(
-            ComponentSpec(**{**c, "leaves": tuple(c["leaves"])}) for c in document["components"]
+            ComponentSpec(**{**c, "leaves": tuple(c["leaves"]), "aliases": tuple(c["aliases"])})
+            for c in document["components"]
         )
         values["collections"] = tuple(Collection(**c) for c in document["collections"])
         return cls(**values)

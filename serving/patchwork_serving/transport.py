@@ -24,27 +24,33 @@ UNAVAILABLE_PATIENCE_S = 60.0
 
 
 class Observation(Protocol):
-    """One call as telemetry sees it."""
+    """One call as telemetry sees it (``telemetry.CallSpan``)."""
 
-    traceparent: str | None
+    @property
+    def traceparent(self) -> str | None: ...
 
-    def reply(self, payload: bytes) -> None: ...
+    def reply(self, payload: bytes) -> None:
+        """The whole reply, or one frame of a streamed one."""
+        ...
 
-    def report(self, report: Report) -> None: ...
+    def report(self, report: Report | None) -> None: ...
 
 
 class CallObserver(Protocol):
+    """What watches calls (``telemetry.RequestTelemetry``)."""
+
     def observe(self, call: LeafCall) -> AbstractContextManager[Observation]:
         """Around one call; an exception that passes through marks it failed."""
         ...
 
 
 class _Unseen:
-    traceparent: str | None = None
+    def __init__(self, traceparent: str | None) -> None:
+        self.traceparent = traceparent
 
     def reply(self, payload: bytes) -> None: ...
 
-    def report(self, report: Report) -> None: ...
+    def report(self, report: Report | None) -> None: ...
 
 
 class NoObserver:
@@ -52,9 +58,7 @@ class NoObserver:
 
     @contextmanager
     def observe(self, call: LeafCall) -> Iterator[Observation]:
-        unseen = _Unseen()
-        unseen.traceparent = call.request.traceparent if call.request else None
-        yield unseen
+        yield _Unseen(call.request.traceparent if call.request else None)
 
 
 HandleOf = Callable[[str], Any]

@@ -108,6 +108,11 @@ class ComponentHost:
                 waiting.done.set_exception(EngineDied("the replica is shutting down; the call runs elsewhere"))
         await self.engine.close()
 
+    def check(self) -> None:
+        """EngineDied when the loop has ended: the replica cannot serve any more and must be replaced."""
+        if not self._closed and (self._loop_task is None or self._loop_task.done()):
+            raise EngineDied(f"the queue loop of {self.replica} has ended")
+
     def load(self) -> Load:
         return Load(len(self._queue), self._running, self._queue.size * self._service.per_item_s)
 

@@ -1,0 +1,121 @@
+"""The builder as a process of its own: the user's module never runs inside the command line, and one application has one process."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from patchwork_adapters import errors as adapter_errors
+from patchwork_adapters.graph import ComponentGraph
+from patchwork_serving import errors as serving_errors
+from patchwork_serving.config import Paths
+from patchwork_serving.errors import DeployError
+from patchwork_serving.progress import ProgressSink, relay
+from patchwork_serving.release import Release
+
+_RUNNING: set[subprocess.Popen[str]] = set()
+
+
+@dataclass(frozen=True, slots=True)
+class BuildRequest:
+    target: str
+    name: str
+    config: Mapping[str, Any]
+    database_over_tcp: bool = False  #: replicas may be on another node
+    inspect_only: bool = False  #: find and show; start no database, export nothing
+    inputs: str | None = None  #: JSON lines of sample inputs to run
+
+
+@dataclass(frozen=True, slots=True)
+class Built:
+    release: Release
+    record: bytes
+    dsn: str | None
+
+
+def build(request: BuildRequest, progress: ProgressSink, paths: Paths) -> Built:
+    """Run the builder and read what it made; raises what it raised."""
+    with tempfile.TemporaryDirectory(prefix="patchwork-build-") as folder:
+        document = _run(request, progress, paths, Path(folder))
+        record = (Path(folder) / "record").read_bytes()
+        return Built(Release.from_json(document["release"]), record, document["dsn"])
+
+
+def inspect(request: BuildRequest, progress: ProgressSink, paths: Paths) -> ComponentGraph:
+    """The component graph of a target, from a process that ends afterwards."""
+    with tempfile.TemporaryDirectory(prefix="patchwork-inspect-") as folder:
+        return ComponentGraph.from_json(_run(request, progress, paths, Path(folder))["graph"])
+
+
+def cancel_running() -> None:
+    """End builders that still run, because the deployment failed elsewhere."""
+    for process in list(_RUNNING):
+        process.terminate()
+
+
+def _run(request: BuildRequest, progress: ProgressSink, paths: Paths, folder: Path) -> dict[str, Any]:
+    (folder / "request.json").write_text(json.dumps(asdict(request)), encoding="utf-8")
+    env = {
+        **os.environ,
+        "PATCHWORK_HOME": str(paths.home),
+        "PATCHWORK_CACHE": str(paths.cache),
+        "PYTHONUNBUFFERED": "1",
+    }
+    process = subprocess.Popen(
+        [sys.executable, "-m", "patchwork_serving.builder", str(folder)],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=env,
+        start_new_session=True,  # the terminal's Ctrl-C reaches us only; we end the builder
+    )
+    _RUNNING.add(process)
+    tail: list[str] = []
+    reader = threading.Thread(target=_keep_tail, args=(process, tail), daemon=True)
+    reader.start()
+    try:
+        assert process.stdout is not None
+        for line in process.stdout:
+            if not relay(line, progress):
+                print(line, end="", file=sys.stderr)  # noqa: T201  what the user's module prints while it is imported
+        process.wait()
+    except BaseException:
+        process.terminate()
+        process.wait(timeout=10)
+        raise
+    finally:
+        _RUNNING.discard(process)
+        reader.join(timeout=5)
+    result = folder / "result.json"
+    if not result.is_file():
+        end = " | ".join(tail[-3:]) or "it said nothing"
+        raise DeployError(f"the process that imports {request.target} ended with code {process.returncode}: {end}")
+    document: dict[str, Any] = json.loads(result.read_text(encoding="utf-8"))
+    if "error" in document:
+        raise _raised(document["error"])
+    return document
+
+
+def _keep_tail(process: subprocess.Popen[str], tail: list[str]) -> None:
+    assert process.stderr is not None
+    for line in process.stderr:
+        tail.append(line.rstrip())
+        del tail[:-50]
+
+
+def _raised(error: Mapping[str, str]) -> Exception:
+    """The builder's error as the class that it was."""
+    for module in (adapter_errors, serving_errors):
+        cls = getattr(module, error["type"], None)
+        if isinstance(cls, type) and issubclass(cls, Exception):
+            return cls(error["message"])
+    return DeployError(f"{error['type']}: {error['message']}")

@@ -1,0 +1,93 @@
+"""The ingress deployment on Ray Serve: gateway and orchestrator in one process."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from typing import Any
+
+from patchwork_serving import board
+from patchwork_serving.bundle import Bundle
+from patchwork_serving.gateway import GatewayMetrics, GatewaySettings, build_gateway
+from patchwork_serving.metered import MeteredCalls
+from patchwork_serving.orchestrator import Orchestrator
+from patchwork_serving.telemetry import RequestTelemetry, open_tracing
+from patchwork_serving.transport import RayTransport
+
+log = logging.getLogger(__name__)
+
+
+class Ingress:
+    """Started by Serve; ready when the user's module is imported and its leaves are swapped.
+
+    ``handles`` are Serve handles of the component deployments, by component id.
+    """
+
+    async def __init__(self, bundle: Bundle, handles: dict[str, Any]) -> None:  # type: ignore[misc]  # Serve awaits it
+        from ray import serve
+
+        context = serve.get_replica_context()
+        self._replica = f"ingress#{context.replica_id.unique_id}"
+        self._bundle = bundle
+        self._tracing = open_tracing(bundle.release.name, "ingress")
+        components = {spec.id: spec for spec in bundle.release.components}
+        self._telemetry = RequestTelemetry(self._tracing, components)
+        self._metrics = GatewayMetrics(bundle.release.name)
+        observer = MeteredCalls(self._telemetry, self._metrics, components)
+        transport = RayTransport(handles.__getitem__, observer)
+        self._orchestrator = Orchestrator(bundle, transport)
+        await asyncio.to_thread(self._orchestrator.start)  # an import of seconds must not fail Serve's health check
+        self._publisher = asyncio.create_task(self._publish())
+
+    def __serve_build_asgi_app__(self) -> Any:
+        config = self._bundle.config
+        settings = GatewaySettings(
+            name=self._bundle.release.name,
+            api_key=self._bundle.api_key,
+            max_body_bytes=config.gateway.max_body_bytes,
+            request_timeout_s=config.gateway.request_timeout_s,
+            max_batch_inputs=config.gateway.max_batch_inputs,
+            default_slo_s=self._bundle.release.slo_s,
+        )
+        app = build_gateway(
+            self._orchestrator,
+            settings,
+            self._telemetry,
+            metrics=self._metrics,
+            cancel_elsewhere=self._cancel_elsewhere,
+        )
+        self._gateway = app.state.gateway
+        return app
+
+    async def cancel_run(self, run_id: str) -> bool:
+        """Cancel a run of this process; called by the other ingress replicas."""
+        return bool(self._gateway.runs.cancel(run_id))
+
+    async def _cancel_elsewhere(self, run_id: str) -> bool:
+        if self._bundle.release.ingress_replicas == 1:
+            return False
+        from ray import serve
+
+        handle = serve.get_deployment_handle("ingress", app_name=self._bundle.release.name)
+        answers = await asyncio.to_thread(lambda: handle.broadcast("cancel_run", run_id).results())
+        return any(answers)
+
+    async def _publish(self) -> None:
+        while True:
+            try:
+                await asyncio.to_thread(
+                    board.publish, self._bundle.release.name, self._replica, {"component": "ingress"}
+                )
+            except Exception as error:  # noqa: BLE001  telemetry must not end a replica
+                log.warning("could not publish the state of %s: %s", self._replica, type(error).__name__)
+            await asyncio.sleep(board.PUBLISH_EVERY_S)
+
+    async def __del__(self) -> None:
+        publisher = getattr(self, "_publisher", None)
+        if publisher is None:
+            return
+        publisher.cancel()
+        await asyncio.to_thread(self._orchestrator.close)
+        with contextlib.suppress(Exception):  # Ray may be going down around us
+            await asyncio.to_thread(board.withdraw, self._bundle.release.name, self._replica)

@@ -1,0 +1,115 @@
+"""A component replica on Ray Serve: a host around an engine, reached by frames."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import AsyncIterator
+from typing import Any
+
+from patchwork_scheduler.policies import policy_by_name
+from patchwork_scheduler.queue import CallQueue
+from patchwork_serving import board
+from patchwork_serving.bundle import Bundle, apply_environment
+from patchwork_serving.components.engine import BatchEngine, ContinuousEngine
+from patchwork_serving.components.host import ComponentHost
+from patchwork_serving.release import ComponentSpec
+from patchwork_serving.telemetry import ReplicaTelemetry, open_tracing
+from patchwork_serving.wire import CallFrame, ReplyFrame
+
+log = logging.getLogger(__name__)
+
+
+class ComponentReplica:
+    """Started by Serve; ready when its engine has answered a real call."""
+
+    async def __init__(self, spec: ComponentSpec, bundle: Bundle) -> None:  # type: ignore[misc]  # Serve awaits it
+        from ray import serve
+
+        apply_environment(bundle.env)
+        context = serve.get_replica_context()
+        self._app = context.app_name
+        self._spec = spec
+        self._name = f"{spec.id}#{context.replica_id.unique_id}"
+        self._telemetry = ReplicaTelemetry(open_tracing(bundle.release.name, spec.id), spec.id)
+        engine = build(spec, bundle)
+        continuous = isinstance(engine, ContinuousEngine)
+        queue = CallQueue(
+            policy_by_name("fifo"),
+            max_batch=1 if continuous else spec.max_batch,  # a continuous engine is granted one call at a time
+            max_wait_s=0.0 if continuous else spec.max_wait_s,
+        )
+        self._host = ComponentHost(engine, queue, replica=self._name, slots=spec.slots)
+        await self._host.start()
+        self._publisher = asyncio.create_task(self._publish())
+
+    async def call(self, data: bytes) -> bytes:
+        """One CallFrame in, one ReplyFrame out."""
+        frame = CallFrame.from_bytes(data)
+        reply = await self._host.call(frame)
+        self._record(frame, reply)
+        return reply.to_bytes()
+
+    async def stream(self, data: bytes) -> AsyncIterator[bytes]:
+        """One CallFrame in, ReplyFrames out; the last one says so."""
+        frame = CallFrame.from_bytes(data)
+        async with contextlib.aclosing(self._host.stream(frame)) as frames:  # type: ignore[type-var]
+            async for reply in frames:
+                if reply.last:
+                    self._record(frame, reply)
+                yield reply.to_bytes()
+
+    async def describe(self) -> dict[str, Any]:
+        return {"component": self._spec.id, "replica": self._name, **self._host.engine.describe()}
+
+    async def check_health(self) -> None:
+        """Serve replaces a replica whose check raises."""
+        self._host.check()
+
+    async def __del__(self) -> None:
+        publisher = getattr(self, "_publisher", None)
+        if publisher is None:
+            return  # the engine never started; nothing to close
+        publisher.cancel()
+        await self._host.close()
+        with contextlib.suppress(Exception):  # Ray may be going down around us
+            await asyncio.to_thread(board.withdraw, self._app, self._name)
+
+    def _record(self, frame: CallFrame, reply: ReplyFrame) -> None:
+        if reply.report is not None:
+            self._telemetry.record(frame, reply.report, reply.error.kind if reply.error else None)
+
+    async def _publish(self) -> None:
+        while True:
+            load = self._host.load()
+            facts = {
+                "component": self._spec.id,
+                "queued": load.queued,
+                "running": load.running,
+                "queued_s": load.queued_s,
+            }
+            try:
+                await asyncio.to_thread(board.publish, self._app, self._name, facts)
+            except Exception as error:  # noqa: BLE001  telemetry must not end a replica
+                log.warning("could not publish the state of %s: %s", self._name, type(error).__name__)
+            await asyncio.sleep(board.PUBLISH_EVERY_S)
+
+
+def build(spec: ComponentSpec, bundle: Bundle) -> BatchEngine | ContinuousEngine:
+    """The engine of a component; imports only what that engine needs."""
+    match spec.engine:
+        case "pgvector":
+            from patchwork_serving.components.retriever import RetrieverEngine
+
+            assert bundle.dsn is not None, "a release with collections is deployed with a database"
+            collections = {c.name: c for c in bundle.release.collections}
+            return RetrieverEngine(bundle.dsn, collections, pool_size=bundle.config.store.pool_size)
+        case "own":
+            from patchwork_serving.components.own import OwnEngine
+
+            return OwnEngine(spec, bundle)
+        case _:
+            from patchwork_serving.components.factory import build_engine
+
+            return build_engine(spec, bundle.config)

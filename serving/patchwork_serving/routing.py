@@ -1,0 +1,54 @@
+"""Which component answers a request of an OpenAI client, told from its URL, path and model."""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Mapping
+from urllib.parse import urlsplit
+
+from patchwork_adapters.transport import Kind
+from patchwork_serving.release import Release
+
+_KIND_OF_PATH: Mapping[str, Kind] = {
+    "/v1/chat/completions": "llm",
+    "/v1/completions": "llm",
+    "/v1/responses": "llm",
+    "/v1/embeddings": "embedder",
+}
+
+
+class ModelRouter:
+    """Implements ``patchwork_adapters.protocol.Router``: by kind and the model's name as the client writes it.
+
+    Clients that are built while the chain runs are routed by the same rule as those that were found, because the name is all that both
+    have in common.
+    """
+
+    def __init__(self, components: Mapping[tuple[Kind, str], str]) -> None:
+        self._components = components
+
+    @classmethod
+    def of(cls, release: Release) -> ModelRouter:
+        names: dict[tuple[Kind, str], str] = {}
+        for spec in release.components:
+            if spec.way != "protocol" or spec.model is None:
+                continue
+            for name in (spec.model, *spec.aliases):
+                names[spec.kind, name] = spec.id
+        return cls(names)
+
+    def __call__(self, base_url: str, path: str, model: str | None) -> str | None:
+        kind = _KIND_OF_PATH.get(path)
+        return None if kind is None or model is None else self._components.get((kind, model))
+
+
+def is_local_url(url: str) -> bool:
+    """Whether a URL names this machine."""
+    host = urlsplit(url).hostname or ""
+    if host == "localhost" or host.endswith(".localhost"):
+        return True
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return address.is_loopback or address.is_unspecified

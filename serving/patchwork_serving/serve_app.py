@@ -1,0 +1,95 @@
+"""A release as one Ray Serve application: an ingress deployment and one deployment per component."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from patchwork_serving.bundle import Bundle, version_of
+from patchwork_serving.config import Config
+from patchwork_serving.ingress import Ingress
+from patchwork_serving.release import ComponentSpec
+from patchwork_serving.replica import ComponentReplica
+
+INGRESS = "ingress"
+#: Ray bookkeeping, not a limit: the components' own shares are in their specs.
+INGRESS_CPUS = 0.1
+#: Serve's own queue is first in, first out, and knows no deadlines: keep it empty, so that order is decided in our queues (design D8).
+MAX_ONGOING = 10_000
+GRACEFUL_SHUTDOWN_S = 10.0
+HEALTH_CHECK_PERIOD_S = 5.0
+HEALTH_CHECK_TIMEOUT_S = 30.0
+
+
+def build_app(bundle: Bundle, *, components_only: bool = False) -> Any:
+    """A ``ray.serve.Application``; deployment versions are digests, so that only what differs is replaced when it is run again.
+
+    ``components_only`` leaves out the ingress's chain: it is what ``PatchworkRunnable`` runs, whose chain stays in the user's process.
+    """
+    from ray import serve
+
+    handles = {spec.id: _component(serve, spec, bundle) for spec in bundle.release.components if spec.way != "external"}
+    if components_only:
+        holder = serve.deployment(_Holder, **_options(INGRESS, 1, INGRESS_CPUS, 0.0))
+        return _versioned(holder, "holder").bind(handles)
+    ingress = serve.deployment(
+        serve.ingress()(Ingress), **_options(INGRESS, bundle.release.ingress_replicas, INGRESS_CPUS, 0.0)
+    )
+    settings = {k: v for k, v in bundle.release.settings.items() if k != "built_at"}
+    spec = ComponentSpec(id=INGRESS, kind="function", way="own", engine="own")
+    version = version_of(
+        spec, bundle, settings, bundle.release.graph.to_json(), bundle.config.model_dump(), sorted(bundle.env.items())
+    )
+    return _versioned(ingress, version).bind(bundle, handles)
+
+
+class _Holder:
+    """Keeps the handles of components reachable in an application that has no chain of its own."""
+
+    def __init__(self, handles: dict[str, Any]) -> None:
+        self._handles = handles
+
+    def components(self) -> list[str]:
+        return sorted(self._handles)
+
+
+def _component(serve: Any, spec: ComponentSpec, bundle: Bundle) -> Any:
+    deployment = serve.deployment(ComponentReplica, **_options(spec.id, spec.replicas, spec.num_cpus, spec.num_gpus))
+    mine = bundle if spec.engine == "own" else _without_user_code(bundle, with_store=spec.engine == "pgvector")
+    return _versioned(deployment, version_of(spec, bundle)).bind(_without_replicas(spec), mine)
+
+
+def _without_replicas(spec: ComponentSpec) -> ComponentSpec:
+    """What a replica is told must not change when only their number does."""
+    return dataclasses.replace(spec, replicas=1)
+
+
+def _without_user_code(bundle: Bundle, with_store: bool) -> Bundle:
+    """Replicas that never import the user's module need neither its environment nor its record."""
+    env = {name: value for name, value in bundle.env.items() if name.startswith(("OTEL_", "PATCHWORK_", "HF_"))}
+    config = Config(models=bundle.config.models, store=bundle.config.store)
+    release = dataclasses.replace(
+        bundle.release, components=(), settings={}, created_at="", slo_s=None, ingress_replicas=1,
+        collections=bundle.release.collections if with_store else (),
+    )  # fmt: skip
+    return Bundle(release, env=env, dsn=bundle.dsn if with_store else None, config=config)
+
+
+def _options(name: str, replicas: int, num_cpus: float, num_gpus: float) -> dict[str, Any]:
+    return {
+        "name": name,
+        "num_replicas": replicas,
+        "max_ongoing_requests": MAX_ONGOING,
+        "ray_actor_options": {"num_cpus": num_cpus, "num_gpus": num_gpus},
+        "graceful_shutdown_timeout_s": GRACEFUL_SHUTDOWN_S,
+        "graceful_shutdown_wait_loop_s": 0.2,
+        "health_check_period_s": HEALTH_CHECK_PERIOD_S,
+        "health_check_timeout_s": HEALTH_CHECK_TIMEOUT_S,
+    }
+
+
+def _versioned(deployment: Any, version: str) -> Any:
+    # Serve gives a deployment without a version a random one and so replaces every replica at every deploy; its public
+    # ``version=`` was removed, the attribute that it set was not
+    deployment._version = version
+    return deployment

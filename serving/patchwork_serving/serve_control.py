@@ -1,0 +1,197 @@
+"""Talking to Ray Serve from the command line: connect, run an application, wait until it serves, delete it."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from patchwork_serving.bundle import Bundle
+from patchwork_serving.errors import DeployError
+from patchwork_serving.progress import ProgressSink
+
+NAMESPACE = "patchwork"
+POLL_S = 0.25
+#: What a remote working directory must not carry: large, secret, or made again by the node itself.
+EXCLUDES = [
+    ".git",
+    ".venv",
+    "venv",
+    "__pycache__",
+    "*.pyc",
+    ".env",
+    "node_modules",
+    ".mypy_cache",
+    ".pytest_cache",
+    "*.gguf",
+]
+
+
+@dataclass(frozen=True, slots=True)
+class Cluster:
+    """Where to connect, and what travels there."""
+
+    address: str
+    env: dict[str, str]  #: for this process, before Ray is imported
+    runtime_env: dict[str, Any] | None = None  #: of the job; None on our own machine
+    http_host: str = "127.0.0.1"
+    http_port: int = 8000
+
+
+@contextlib.contextmanager
+def connected(cluster: Cluster) -> Iterator[None]:
+    """Connect this process to the cluster for a block; DeployError when nothing answers there."""
+    connect(cluster)
+    try:
+        yield
+    finally:
+        disconnect()
+
+
+def connect(cluster: Cluster) -> None:
+    """Idempotent; DeployError when nothing answers there."""
+    os.environ.update(cluster.env)
+    os.environ.setdefault("RAY_SERVE_LOG_TO_STDERR", "0")
+    import ray
+
+    if ray.is_initialized():
+        return
+    try:
+        ray.init(
+            address=cluster.address,
+            namespace=NAMESPACE,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+            runtime_env=cluster.runtime_env,
+            configure_logging=True,
+        )
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        raise DeployError(
+            f"no Ray cluster answers at {cluster.address}: {_first_line(error)}; check RAY_ADDRESS"
+        ) from error
+    logging.getLogger("ray").setLevel(logging.ERROR)
+    logging.getLogger("ray.serve").setLevel(logging.ERROR)
+
+
+def disconnect() -> None:
+    import ray
+
+    if ray.is_initialized():
+        ray.shutdown()
+
+
+def remote_runtime_env(module_dir: str, extra: dict[str, Any]) -> dict[str, Any]:
+    """Ray's runtime environment for a cluster that does not share our file system: the module's folder, its requirements, and us."""
+    import patchwork_adapters
+    import patchwork_scheduler
+    import patchwork_serving
+
+    ours = [
+        str(Path(module.__file__).parent)
+        for module in (patchwork_adapters, patchwork_scheduler, patchwork_serving)
+        if module.__file__
+    ]
+    environment: dict[str, Any] = {"working_dir": module_dir, "excludes": EXCLUDES, "py_modules": ours}
+    requirements = Path(module_dir) / "requirements.txt"
+    if requirements.is_file():
+        environment["pip"] = str(requirements)
+    return {**environment, **extra}
+
+
+def run_app(
+    bundle: Bundle, cluster: Cluster, progress: ProgressSink, *, route_prefix: str | None, timeout_s: float
+) -> None:
+    """Run or update the application and wait until every replica is ready; DeployError with the reason when one cannot start.
+
+    A first deployment that fails is deleted again; an update that fails leaves what ran before as it is.
+    """
+    from ray import serve
+
+    from patchwork_serving.serve_app import build_app
+
+    name = bundle.release.name
+    existed = name in serve.status().applications
+    serve.start(http_options={"host": cluster.http_host, "port": cluster.http_port})
+    app = build_app(bundle, components_only=route_prefix is None)
+    # ``serve.run`` waits without telling of progress; ``_run`` is what it calls
+    from ray.serve.api import _run
+
+    _run(app, _blocking=False, name=name, route_prefix=route_prefix)
+    try:
+        _wait(lambda: serve.status().applications.get(name), name, progress, timeout_s)
+    except BaseException:
+        if not existed:
+            serve.delete(name, _blocking=False)
+        raise
+
+
+def delete_app(name: str) -> bool:
+    """Stop an application and wait for its replicas to end; False when there is none."""
+    from ray import serve
+
+    if name not in serve.status().applications:
+        return False
+    serve.delete(name)
+    return True
+
+
+def app_names() -> list[str]:
+    from ray import serve
+
+    return sorted(serve.status().applications)
+
+
+def _wait(status_of: Callable[[], Any], name: str, progress: ProgressSink, timeout_s: float) -> None:
+    deadline = time.monotonic() + timeout_s
+    shown: dict[str, str] = {}
+    while True:
+        app = status_of()
+        if app is not None:
+            _show(app, shown, progress)
+            if app.status == "RUNNING":
+                return
+            if app.status in ("DEPLOY_FAILED", "UNHEALTHY"):
+                raise DeployError(f"{name} did not start: {_reason(app)}; `patchwork logs {name}` has more")
+        if time.monotonic() > deadline:
+            waiting = ", ".join(d for d, state in shown.items() if state != "HEALTHY") or "the application"
+            raise DeployError(
+                f"{name} was not ready after {timeout_s:.0f} s, waiting for {waiting}; see `patchwork logs {name}`"
+            )
+        time.sleep(POLL_S)
+
+
+def _show(app: Any, shown: dict[str, str], progress: ProgressSink) -> None:
+    for deployment, status in app.deployments.items():
+        state = str(status.status.value if hasattr(status.status, "value") else status.status)
+        if deployment not in shown:
+            progress.begin(deployment, f"starting {deployment}")
+        if state == "HEALTHY" and shown.get(deployment) != state:
+            replicas = sum(status.replica_states.values())
+            progress.end(deployment, f"{replicas} replica{'s' if replicas != 1 else ''}")
+        shown[deployment] = state
+
+
+def _reason(app: Any) -> str:
+    """The last line of what Serve says of a deployment that failed: the exception that the replica raised."""
+    messages = [app.message, *(d.message for d in app.deployments.values())]
+    for message in reversed([str(m) for m in messages if m]):
+        lines = [line.strip() for line in message.splitlines() if line.strip()]
+        errors = [
+            line
+            for line in lines
+            if "Error" in line.split(":")[0] or "Exception" in line.split(":")[0] or line.startswith("patchwork_")
+        ]
+        if errors:
+            return errors[-1]
+        if lines:
+            return lines[-1]
+    return "no reason was given"
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
