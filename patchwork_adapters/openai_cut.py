@@ -42,6 +42,8 @@ class OpenAICut:
         self.bridge = bridge
         self.router = router
         self.is_active = is_active
+        #: component -> the leaf to name when a client does not know whose it is: some classes create clients at their first call
+        self.usual_leaf: dict[str, str] = {}
         self._undo_hook: Undo | None = None
         self._attached: list[tuple[weakref.ref[Any], Any]] = []
 
@@ -128,13 +130,14 @@ class _Cut:
         component = self.owner.router(self.base_url, path, model if isinstance(model, str) else None)
         if component is None:
             return None
+        leaf = self.leaf or self.owner.usual_leaf.get(component, "")
         return LeafCall(
             component=component,
-            leaf=self.leaf,
+            leaf=leaf,
             method=f"POST {path}",
             payload=encode_request(HttpRequest("POST", path, dict(request.headers), body)),
             stream=document.get("stream") is True,
-            site=self.leaf,
+            site=leaf,
             size=work_items(path, document),
             request=REQUEST.get(),
         )

@@ -92,6 +92,7 @@ def swap(
             continue
         if assignment.way == "protocol":
             assert cut is not None
+            cut.usual_leaf.setdefault(assignment.component, leaf.path)
             for client in leaf.spec.openai_clients(leaf.obj):
                 cut.attach(client, leaf.path)
         elif (why := _mismatch(leaf, assignment)) is not None:

@@ -104,6 +104,11 @@ def reaches(chain: Any, part: Any) -> bool:
     return id(part) in _Walked.of([("", chain)]).objects
 
 
+def parts_of(part: Any) -> tuple[int, ...]:
+    """``id`` of every object that ``part`` is made of, itself first, in the order of the walk. Valid while ``part`` lives."""
+    return tuple(_Walked.of([("", part)]).objects)
+
+
 def is_user_module(name: str | None) -> bool:
     """Whether a module belongs to the user's program: neither installed nor of the standard library."""
     if name is None or name in ("__main__", "__mp_main__"):

@@ -11,7 +11,7 @@ import importlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from types import ModuleType
-from typing import Any, Protocol
+from typing import Any
 
 from patchwork_adapters.chains import class_names
 from patchwork_adapters.import_hooks import Undo, when_imported
@@ -41,15 +41,11 @@ class ExportedStore:
     distance: Distance
 
 
-class EngineMethods(Protocol):
-    """Overrides for the ``engine`` way, by method name.
-
-    Each is a function of ``(leaf, *args, **kwargs)`` of the same colour as the method it replaces (plain, coroutine, generator,
-    asynchronous generator), where ``leaf`` is a :class:`patchwork_adapters.binding.Bound`: ``leaf.ask(operation, arguments)`` (or
-    ``await leaf.aask``, ``leaf.stream``, ``leaf.astream``) asks the component, ``leaf.local.method(...)`` is the user's own method.
-    """
-
-    def __call__(self, cls: type) -> Mapping[str, Callable[..., Any]]: ...
+#: Overrides for the ``engine`` way, by method name, made for the user's class. Each is a function of ``(leaf, *args, **kwargs)`` of the
+#: same colour as the method it replaces (plain, coroutine, generator, asynchronous generator), where ``leaf`` is a
+#: :class:`patchwork_adapters.binding.Bound`: ``leaf.ask(operation, arguments)`` (or ``await leaf.aask``, ``leaf.stream``,
+#: ``leaf.astream``) asks the component, ``leaf.local.method(...)`` is the user's own method.
+EngineMethods = Callable[[type], Mapping[str, Callable[..., Any]]]
 
 
 def _no_facts(leaf: Any) -> Facts:
