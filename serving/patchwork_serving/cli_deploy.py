@@ -58,19 +58,24 @@ def _serve(wish: Wish, slo_s: float | None, stopping: StopSignals, *, as_json: b
         replicas=wish.replicas, detach=wish.detach,
     )  # fmt: skip
     began = time.monotonic()
-    with progress_display(as_json=as_json) as progress:
-        deployment = deployments.start(options, progress)
-    _tell_ready(deployment.name, deployment.url, time.monotonic() - began, detached=wish.detach, as_json=as_json)
-    if wish.detach:
-        return
+    deployment = None
     try:
+        with progress_display(as_json=as_json) as progress:
+            deployment = deployments.start(options, progress)
+        _tell_ready(deployment.name, deployment.url, time.monotonic() - began, detached=wish.detach, as_json=as_json)
+        if wish.detach:
+            return
         _wait_until_gone(deployment.name)
-    except Interrupted:
-        note("stopping; Ctrl-C again ends everything at once")
-    finally:
+    except BaseException as error:
         stopping.cleaning = True
+        if deployment is None:
+            raise  # what a start had begun, it has ended itself
+        if isinstance(error, Interrupted):
+            note("stopping; Ctrl-C again ends everything at once")
         with progress_display(as_json=as_json) as progress:
             deployment.stop(progress)
+        if not isinstance(error, Interrupted):
+            raise
 
 
 def _wait_until_gone(name: str) -> None:

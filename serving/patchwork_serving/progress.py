@@ -73,8 +73,9 @@ class _Timed:
         self._running[step_id] = (title, self._clock())
 
     def _finish(self, step_id: str) -> tuple[str, float]:
-        title, began = self._running.pop(step_id, (step_id, self._clock()))
-        return title, self._clock() - began
+        now = self._clock()
+        title, began = self._running.pop(step_id, (step_id, now))
+        return title, now - began
 
     def _write(self, line: str) -> None:
         print(line, file=self._stream, flush=True)
