@@ -160,11 +160,11 @@ class Exchange:
             self.gateway.settings.name,
             given if _TRACEPARENT.fullmatch(given) else None,
             {
-                "patchwork.request_id": self.request_id,
-                "patchwork.run_id": run.id,
-                "patchwork.slo": found.slo,
+                names.REQUEST_ID: self.request_id,
+                names.RUN_ID: run.id,
+                names.SLO: found.slo,
                 "patchwork.route": self.route,
-                "patchwork.trace_requested": self.traced,
+                names.WANTED: self.traced,
             },
         )
         self._watch = asyncio.create_task(self._stop_when_gone(run), name=f"watch {run.id}")

@@ -37,12 +37,11 @@ async def batch(exchange: Exchange, document: Any) -> Response:
     if len(body.inputs) > gateway.settings.max_batch_inputs:
         raise InvalidRequest(f"inputs: at most {gateway.settings.max_batch_inputs} in one batch")
     values = [gateway.accept_input(value, f"inputs[{i}]") for i, value in enumerate(body.inputs)]
-    outputs: Any = []
-    if values:
-        configs = exchange.admit(body.configs())
-        outputs = await exchange.start(lambda: gateway.runner.batch(values, configs, {})).value()
-    else:
-        body.configs()
+    configs = body.configs()
+    if not values:
+        return json_response({"output": [], "metadata": {"run_ids": [], "responses": []}}, headers=exchange.headers())
+    admitted = exchange.admit(configs)
+    outputs = await exchange.start(lambda: gateway.runner.batch(values, admitted, {})).value()
     encoded = orjson.Fragment(dumps(list(outputs)))
     exchange.succeed()
     responses = [{"run_id": run_id, "feedback_tokens": []} for run_id in exchange.run_ids]

@@ -69,6 +69,11 @@ class Run:
         return self.ids[0]
 
     @property
+    def stopped(self) -> bool:
+        """It was told to end, and may still be busy with that."""
+        return self._reason is not None
+
+    @property
     def started(self) -> bool:
         return self._task is not None
 
@@ -174,7 +179,7 @@ class RunRegistry:
     def cancel(self, run_id: str) -> bool:
         """Stop the run with this id; False when none is in flight."""
         run = self._by_id.get(run_id)
-        if run is None:
+        if run is None or run.stopped:
             return False
         run.stop(RequestCancelled("the run was cancelled"))
         return True

@@ -1,0 +1,1 @@
+"""Real objects for tests, built by small factories."""
