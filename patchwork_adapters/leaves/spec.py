@@ -96,6 +96,11 @@ def register(spec: LeafSpec) -> None:
     _specs[spec.cls] = spec
 
 
+def registered(cls: str) -> LeafSpec:
+    """The spec of exactly this class, for families that refine one of another; KeyError without one."""
+    return _specs[cls]
+
+
 def register_construct_hook(hook: ConstructHook) -> None:
     _hooks.append(hook)
 
