@@ -5,15 +5,14 @@ Facts go to stdout, everything else to stderr. Exit codes: 0 done, 1 failed, 2 u
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
-from patchwork_serving.cli_faults import report
+from patchwork_serving.cli_faults import run_reported
 
 app = typer.Typer(
     name="patchwork",
@@ -31,8 +30,6 @@ Verbose = Annotated[bool, typer.Option("--verbose", help="Show tracebacks.")]
 OptionalName = Annotated[
     str | None, typer.Argument(metavar="[NAME]", help="The application; default: all.", show_default=False)
 ]
-
-TRACEBACK_VARIABLE = "PATCHWORK_SHOW_TRACEBACKS"
 
 
 @app.command()
@@ -182,19 +179,9 @@ def run(args: Sequence[str] | None = None) -> int:
     """One command; returns its exit code and never raises."""
     given = list(sys.argv[1:] if args is None else args)
     options = given[: given.index("--")] if "--" in given else given
-    verbose = "--verbose" in options or bool(os.environ.get(TRACEBACK_VARIABLE))
-    try:
-        code: Any = app(args=given, prog_name="patchwork", standalone_mode=False)
-        sys.stdout.flush()
-    except BrokenPipeError:
-        # the reader of our output (`head`) has gone; Python would complain again when it flushes at exit
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
-    except BaseException as error:  # noqa: BLE001 the top of the process: everything becomes one line and a code
-        if isinstance(error, SystemExit):
-            return error.code if isinstance(error.code, int) else 1
-        return report(error, verbose=verbose)
-    return code if isinstance(code, int) else 0
+    return run_reported(
+        lambda: app(args=given, prog_name="patchwork", standalone_mode=False), verbose="--verbose" in options
+    )
 
 
 def main() -> None:

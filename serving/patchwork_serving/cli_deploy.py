@@ -6,7 +6,7 @@ import os
 import signal
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -19,7 +19,7 @@ from patchwork_serving.cli_output import fact, fact_json, note
 from patchwork_serving.cli_progress import progress_display
 from patchwork_serving.config import Paths, parse_seconds
 from patchwork_serving.errors import DeployError, UsageError
-from patchwork_serving.state import StateStore
+from patchwork_serving.state import OwnProcess, StateStore
 
 #: how often the foreground looks whether what it serves is still there
 WATCH_EVERY_S = 1.0
@@ -147,10 +147,33 @@ def stop_signals() -> Iterator[StopSignals]:
 
 
 def force() -> None:
-    """End every process below this one, and this one, without asking."""
-    for process in psutil.Process().children(recursive=True):
-        try:
-            process.kill()
-        except psutil.Error:
-            continue
-    os._exit(1)
+    """End every process that was started for what is deployed here, and this one, without asking. Data survives: Postgres recovers."""
+    doomed = psutil.Process().children(recursive=True)
+    try:
+        for server in _own_servers():
+            process = psutil.Process(server.pid)
+            doomed += [*process.children(recursive=True), process]
+    finally:
+        for process in doomed:
+            with suppress(psutil.Error):
+                process.kill()
+        os._exit(1)
+
+
+def _own_servers() -> Sequence[OwnProcess]:
+    """Ray and Postgres of this home, which outlive the command that started them; none when another application uses them."""
+    from patchwork_serving import ray_cluster
+    from patchwork_serving.store.embedded import EmbeddedPostgres
+
+    paths = Paths.from_env()
+    if len(StateStore(paths.state).apps()) > 1:
+        return []
+    servers = []
+    ray = ray_cluster.running(paths)
+    if ray is not None:
+        servers.append(ray.process)
+    pid = EmbeddedPostgres(paths.postgres).status().pid
+    if pid is not None:
+        with suppress(ProcessLookupError):
+            servers.append(OwnProcess.of(pid, "postgres"))
+    return servers

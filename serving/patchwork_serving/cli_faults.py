@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import traceback
+from collections.abc import Callable
 
 import typer
 
@@ -12,6 +14,8 @@ from patchwork_serving.cli_output import note
 from patchwork_serving.errors import ServingError
 
 FAILED, USED_WRONGLY = 1, 2
+INTERRUPTED_BY_SHELL = 130  #: what typer makes of Ctrl-C; the contract knows 0, 1 and 2
+TRACEBACK_VARIABLE = "PATCHWORK_SHOW_TRACEBACKS"
 
 
 class Interrupted(BaseException):
@@ -43,6 +47,24 @@ def one_line(error: BaseException) -> str:
         case _:
             text = f"internal error: {type(error).__name__}: {error}; --verbose shows where"
     return " ".join(text.split())
+
+
+def run_reported(action: Callable[[], object], *, verbose: bool = False) -> int:
+    """The exit code of ``action``, whose errors are told on stderr; what it returns counts when it is a code. Never raises."""
+    try:
+        code = action()
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # the reader of our output (`head`) has gone; Python would complain again when it flushes at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return FAILED
+    except SystemExit as error:
+        return error.code if isinstance(error.code, int) else FAILED
+    except BaseException as error:  # noqa: BLE001 the top of the process: everything becomes one line and a code
+        return report(error, verbose=verbose or bool(os.environ.get(TRACEBACK_VARIABLE)))
+    if code == INTERRUPTED_BY_SHELL:
+        return report(Interrupted(), verbose=False)
+    return code if isinstance(code, int) else 0
 
 
 def report(error: BaseException, *, verbose: bool) -> int:

@@ -73,8 +73,11 @@ class Running:
         return self.process.stdout.readline().strip()
 
     def end(self) -> tuple[int, str, str]:
-        out, err = self.process.communicate(timeout=30)
-        return self.process.returncode, out, err
+        # not communicate(): it would miss what line() has read ahead
+        assert self.process.stdout is not None
+        assert self.process.stderr is not None
+        out, err = self.process.stdout.read(), self.process.stderr.read()
+        return self.process.wait(30), out, err
 
 
 @pytest.fixture
