@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from types import ModuleType
@@ -107,7 +108,17 @@ def _lazy_transformers_pipeline(module: ModuleType) -> Undo:
         known = {"task": "text-generation", "model": _Named(given["model"])}
         return Deferred(lambda: original(*args, **kwargs), known, extra)
 
-    return _replaced(module, pipeline=pipeline)
+    undo = [_replaced(module, pipeline=pipeline)]
+    package = sys.modules["transformers"]
+    if "pipeline" in vars(package):  # it keeps what was asked of it once
+        undo.append(_replaced(package, pipeline=pipeline))
+
+    def undo_all() -> None:
+        vars(package).pop("pipeline", None)  # asked for meanwhile, it was ours
+        while undo:
+            undo.pop()()
+
+    return undo_all
 
 
 class _Named:
