@@ -7,14 +7,15 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from patchwork_adapters.inspection import inspect_chain
+    from patchwork_adapters.query_engine import PatchworkQueryEngine
     from patchwork_adapters.remote import RemoteRunnable
-    from patchwork_adapters.runnable import PatchworkQueryEngine, PatchworkRunnable
+    from patchwork_adapters.runnable import PatchworkRunnable
 
 __all__ = ["PatchworkQueryEngine", "PatchworkRunnable", "RemoteRunnable", "inspect_chain"]
 
 #: Loaded when asked for: importing this package must not import a framework.
 _HOMES = {
-    "PatchworkQueryEngine": "patchwork_adapters.runnable",
+    "PatchworkQueryEngine": "patchwork_adapters.query_engine",
     "PatchworkRunnable": "patchwork_adapters.runnable",
     "RemoteRunnable": "patchwork_adapters.remote",
     "inspect_chain": "patchwork_adapters.inspection",

@@ -6,10 +6,12 @@ The wrappers of this package know no cluster. They ask the connector that is ins
 
 from __future__ import annotations
 
+import asyncio
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from contextvars import copy_context
 from importlib.metadata import entry_points
 from typing import Any, Protocol
 
@@ -75,3 +77,46 @@ def parse_slo(slo: str | float | None) -> float | None:
     if not 0 < slo < float("inf"):
         raise ValueError(f"slo must be a positive duration, not {slo}")
     return float(slo)
+
+
+# A generator that enters a context would leak it into whatever its reader does between two items: each step runs in a context of its own.
+
+
+def stepwise(connection: Connection, slo_s: float | None, source: Callable[[], Iterator[Any]]) -> Iterator[Any]:
+    """Iterate ``source()`` as one request."""
+    context = copy_context()
+    guard = one_request(connection, slo_s)
+    context.run(guard.__enter__)
+    try:
+        iterator = context.run(source)
+        while True:
+            try:
+                item = context.run(next, iterator)
+            except StopIteration:
+                return
+            yield item
+    finally:
+        context.run(guard.__exit__, None, None, None)
+
+
+async def astepwise(
+    connection: Connection, slo_s: float | None, source: Callable[[], AsyncIterator[Any]]
+) -> AsyncIterator[Any]:
+    context = copy_context()
+    guard = one_request(connection, slo_s)
+    context.run(guard.__enter__)
+    try:
+        iterator = context.run(source)
+        while True:
+            step = asyncio.create_task(_next(iterator), context=context)
+            try:
+                item = await step
+            except StopAsyncIteration:
+                return
+            yield item
+    finally:
+        context.run(guard.__exit__, None, None, None)
+
+
+async def _next(iterator: AsyncIterator[Any]) -> Any:
+    return await anext(iterator)

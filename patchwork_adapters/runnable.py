@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
 import threading
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from contextvars import copy_context
+from collections.abc import AsyncIterator, Iterator, Sequence
 from typing import Any, cast
 
 from langchain_core.runnables import Runnable, RunnableConfig
 
-from patchwork_adapters.connection import Connection, connect, one_request, parse_slo
+from patchwork_adapters.connection import Connection, astepwise, connect, one_request, parse_slo, stepwise
 
 
 class PatchworkRunnable(Runnable[Any, Any]):
@@ -87,10 +85,10 @@ class PatchworkRunnable(Runnable[Any, Any]):
             return await self.chain.abatch(inputs, config, return_exceptions=cast(Any, return_exceptions), **kwargs)
 
     def stream(self, input: Any, config: RunnableConfig | None = None, **kwargs: Any) -> Iterator[Any]:
-        return _stepwise(self._connected(), self.slo_s, lambda: self.chain.stream(input, config, **kwargs))
+        return stepwise(self._connected(), self.slo_s, lambda: self.chain.stream(input, config, **kwargs))
 
     def astream(self, input: Any, config: RunnableConfig | None = None, **kwargs: Any) -> AsyncIterator[Any]:
-        return _astepwise(self._connected(), self.slo_s, lambda: self.chain.astream(input, config, **kwargs))
+        return astepwise(self._connected(), self.slo_s, lambda: self.chain.astream(input, config, **kwargs))
 
     @property
     def InputType(self) -> Any:
@@ -109,45 +107,3 @@ class PatchworkRunnable(Runnable[Any, Any]):
     @property
     def config_specs(self) -> Sequence[Any]:  # type: ignore[override]
         return self.chain.config_specs
-
-
-# A generator that enters a context would leak it into whatever its reader does between two items: each step runs in a context of its own.
-
-
-def _stepwise(connection: Connection, slo_s: float | None, source: Callable[[], Iterator[Any]]) -> Iterator[Any]:
-    context = copy_context()
-    guard = one_request(connection, slo_s)
-    context.run(guard.__enter__)
-    try:
-        iterator = context.run(source)
-        while True:
-            try:
-                item = context.run(next, iterator)
-            except StopIteration:
-                return
-            yield item
-    finally:
-        context.run(guard.__exit__, None, None, None)
-
-
-async def _astepwise(
-    connection: Connection, slo_s: float | None, source: Callable[[], AsyncIterator[Any]]
-) -> AsyncIterator[Any]:
-    context = copy_context()
-    guard = one_request(connection, slo_s)
-    context.run(guard.__enter__)
-    try:
-        iterator = context.run(source)
-        while True:
-            step = asyncio.create_task(_next(iterator), context=context)
-            try:
-                item = await step
-            except StopAsyncIteration:
-                return
-            yield item
-    finally:
-        context.run(guard.__exit__, None, None, None)
-
-
-async def _next(iterator: AsyncIterator[Any]) -> Any:
-    return await anext(iterator)

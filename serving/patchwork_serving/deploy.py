@@ -81,7 +81,7 @@ def start(options: DeployOptions, progress: ProgressSink, paths: Paths | None = 
             return _start(options, config, name, progress, paths)
         except BaseException:
             if was_idle:
-                _stop_servers(paths)
+                stop_servers(paths)
             raise
 
 
@@ -138,7 +138,7 @@ def down(name: str | None, progress: ProgressSink, paths: Paths | None = None) -
                 store.remove(app.name)
         if not left:
             with step(progress, "servers", "stopping Ray and Postgres"):
-                _stop_servers(paths)
+                stop_servers(paths)
     return [app.name for app in apps]
 
 
@@ -233,7 +233,8 @@ def _stop_app(app: AppState, paths: Paths) -> None:
         serve_control.delete_app(app.name)
 
 
-def _stop_servers(paths: Paths) -> None:
+def stop_servers(paths: Paths) -> None:
+    """Stop the Ray and the Postgres of this home. Idempotent."""
     from patchwork_serving.store.embedded import EmbeddedPostgres
 
     ray = ray_cluster.running(paths)

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import ipaddress
 from collections.abc import Mapping
-from urllib.parse import urlsplit
 
 from patchwork_adapters.transport import Kind
 from patchwork_serving.release import Release
 
-_KIND_OF_PATH: Mapping[str, Kind] = {
+KIND_OF_PATH: Mapping[str, Kind] = {
     "/v1/chat/completions": "llm",
     "/v1/completions": "llm",
     "/v1/responses": "llm",
@@ -38,17 +36,5 @@ class ModelRouter:
         return cls(names)
 
     def __call__(self, base_url: str, path: str, model: str | None) -> str | None:
-        kind = _KIND_OF_PATH.get(path)
+        kind = KIND_OF_PATH.get(path)
         return None if kind is None or model is None else self._components.get((kind, model))
-
-
-def is_local_url(url: str) -> bool:
-    """Whether a URL names this machine."""
-    host = urlsplit(url).hostname or ""
-    if host == "localhost" or host.endswith(".localhost"):
-        return True
-    try:
-        address = ipaddress.ip_address(host)
-    except ValueError:
-        return False
-    return address.is_loopback or address.is_unspecified

@@ -1,0 +1,132 @@
+"""The builder: imports the user's module once for all others (design D4b), finds its leaves, exports its stores, writes the release.
+
+Runs as ``python -m patchwork_serving.builder FOLDER`` (see ``build_process``). Leaf calls made while importing are answered by engines
+started in this process and recorded by content; the record is kept in the cache, so that the next build of the same module asks nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import hashlib
+import json
+import os
+import sys
+import traceback
+from pathlib import Path
+from typing import Any
+
+from patchwork_adapters.bridge import Bridge
+from patchwork_adapters.errors import AdapterError
+from patchwork_adapters.graph import ComponentGraph
+from patchwork_adapters.openai_cut import OpenAICut
+from patchwork_adapters.record import ImportRecord, RecordingTransport
+from patchwork_adapters.recorder import static_graph
+from patchwork_adapters.target import LoadedTarget, Target, load_target, parse_target
+from patchwork_adapters.walk import Walk, find_leaves
+from patchwork_serving.assign import Assigned, assign
+from patchwork_serving.build_process import BuildRequest
+from patchwork_serving.bundle import apply_environment, captured_environment
+from patchwork_serving.config import Config, Paths
+from patchwork_serving.errors import ServingError
+from patchwork_serving.exporting import export_stores
+from patchwork_serving.import_routing import ImportRouter
+from patchwork_serving.models.local import LocalEngines
+from patchwork_serving.progress import JsonProgress, ProgressSink, step
+from patchwork_serving.release import Release
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Taken:
+    """The module taken apart, in the builder."""
+
+    loaded: LoadedTarget
+    walk: Walk
+    assigned: Assigned
+    graph: ComponentGraph
+    record: ImportRecord
+
+
+def build(request: BuildRequest, folder: Path, progress: ProgressSink) -> dict[str, Any]:
+    """The result document; with ``inspect_only`` just the graph. Raises AdapterError and ServingError."""
+    config = Config.model_validate(request.config)
+    paths = Paths.from_env()
+    apply_environment(captured_environment(os.environ, config.env))
+    target = parse_target(request.target)
+    taken = _take_apart(request, config, paths, target, progress)
+    if request.inspect_only:
+        return {"graph": taken.graph.to_json()}
+    away = {path for c in taken.assigned.specs if c.engine == "pgvector" for path in c.leaves}
+    dsn, collections = export_stores(
+        [leaf for leaf in taken.walk.leaves if leaf.path in away], config, paths,
+        over_tcp=request.database_over_tcp, progress=progress,
+    )  # fmt: skip
+    release = Release(
+        name=request.name,
+        target=str(target.path) + (f":{target.attr}" if target.attr else "") if target.path else request.target,
+        module_dir=str(target.folder) if target.folder else str(Path.cwd()),
+        graph=taken.graph,
+        components=taken.assigned.specs,
+        collections=tuple(collections),
+        settings={"code": _code_digest(target)},
+    )
+    (folder / "record").write_bytes(taken.record.to_bytes())
+    return {"release": release.to_json(), "dsn": dsn}
+
+
+def _take_apart(request: BuildRequest, config: Config, paths: Paths, target: Target, progress: ProgressSink) -> _Taken:
+    router = ImportRouter(config, paths)
+    engines = LocalEngines(config, paths, progress)
+    record_file = (
+        paths.records / f"{hashlib.sha256(str(target.path or target.module).encode()).hexdigest()[:16]}.record"
+    )
+    record = ImportRecord.load(record_file)
+    bridge = Bridge(RecordingTransport(engines, record))
+    cut = OpenAICut(bridge, router)
+    cut.install()
+    try:
+        with step(progress, "import", f"importing {Path(request.target.split(':')[0]).name}"):
+            loaded = load_target(target)
+            walk = find_leaves(loaded.chain, loaded.module, loaded.root)
+            assigned = assign(walk.leaves, config, router.find)
+            progress.update("import", note=f"{len(walk.leaves)} leaves")
+        record.save(record_file)
+    finally:
+        cut.undo()
+        bridge.close()
+        asyncio.run(engines.close())
+    graph = static_graph(request.target, loaded, walk, assigned.placed.components, assigned.placed.opaque)
+    return _Taken(loaded, walk, assigned, graph, record)
+
+
+def _code_digest(target: Target) -> str:
+    """Of the Python files beside the module, so that replicas that import it are replaced when one of them changes."""
+    digest = hashlib.sha256()
+    if target.folder is not None:
+        for path in sorted(target.folder.glob("*.py")):
+            digest.update(path.name.encode())
+            digest.update(path.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def main(folder: Path) -> int:
+    """Progress goes to the real standard output as JSON lines; what the user's module prints goes to standard error."""
+    progress = JsonProgress(sys.stdout)
+    sys.stdout = sys.stderr
+    request = BuildRequest(**json.loads((folder / "request.json").read_text(encoding="utf-8")))
+    try:
+        document = build(request, folder, progress)
+    except (AdapterError, ServingError) as error:
+        document = {"error": {"type": type(error).__name__, "message": str(error)}}
+    except Exception as error:  # noqa: BLE001  the loop top of a process: the parent tells the person
+        traceback.print_exc()
+        document = {"error": {"type": type(error).__name__, "message": str(error)}}
+    partial = folder / "result.partial"
+    partial.write_text(json.dumps(document), encoding="utf-8")
+    partial.chmod(0o600)  # a database URL may hold a password
+    partial.rename(folder / "result.json")
+    return 1 if "error" in document else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(Path(sys.argv[1])))

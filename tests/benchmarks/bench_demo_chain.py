@@ -1,0 +1,280 @@
+"""The demo chain deployed, against the same chain served whole by LangServe, in one run.
+
+    python tests/benchmarks/bench_demo_chain.py -o docs/benchmarks/demo_chain.json
+
+Three sides, one after the other, same questions, same models, 16 concurrent clients, 64-token answers:
+``whole_single``   LangServe, models behind ``patchwork models serve --parallel 1`` (what a plain local server does)
+``whole_batching`` LangServe, models behind ``patchwork models serve`` (that server batches)
+``deployed``       ``patchwork deploy examples/vanilla_rag.py``
+
+Ratios are what counts: absolute times are noise on a shared machine.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import platform
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psutil
+
+ROOT = Path(__file__).parents[2]
+QUESTIONS = [
+    json.loads(line)["question"]
+    for line in (ROOT / "examples" / "questions.jsonl").read_text().splitlines()
+    if line.strip()
+]
+START_TIMEOUT_S = 300.0
+
+
+@dataclass(frozen=True)
+class Side:
+    requests_per_s: float
+    failed: int
+    latency_p50_s: float
+    latency_p95_s: float
+    first_chunk_p50_s: float  #: of the streamed requests
+    cpu_s_per_request: dict[str, float]  #: CPU seconds by part
+    memory_mb: dict[str, float]  #: resident, idle after the run
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("-o", "--output", type=Path)
+    parser.add_argument("--clients", type=int, default=16)
+    parser.add_argument("--requests", type=int, default=len(QUESTIONS))
+    parser.add_argument("--sides", default="whole_single,whole_batching,deployed")
+    options = parser.parse_args()
+    sides = {name: asdict(measure(name, options.clients, options.requests)) for name in options.sides.split(",")}
+    rates = {name: side["requests_per_s"] for name, side in sides.items()}
+    ours = rates.get("deployed")
+    ratios = (
+        {f"deployed/{name}": round(ours / rate, 3) for name, rate in rates.items() if name != "deployed"}
+        if ours
+        else {}
+    )
+    report: dict[str, Any] = {
+        "clients": options.clients,
+        "requests": options.requests,
+        "sides": sides,
+        "ratios": ratios,
+        "environment": {
+            "cpus": os.cpu_count(),
+            "machine": platform.machine(),
+            "python": platform.python_version(),
+            "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        },
+    }
+    text = json.dumps(report, indent=2)
+    print(text)
+    if options.output:
+        options.output.parent.mkdir(parents=True, exist_ok=True)
+        options.output.write_text(text + "\n")
+
+
+def measure(name: str, clients: int, requests: int) -> Side:
+    with ExitStack() as stack:
+        if name == "deployed":
+            url, processes = stack.enter_context(deployed())
+        else:
+            url, processes = stack.enter_context(whole(parallel=1 if name == "whole_single" else None))
+        print(f"{name}: {url}", file=sys.stderr)
+        asyncio.run(load(url, QUESTIONS[:2], 2, streamed=False))  # warm-up: connections, caches of the frameworks
+        before = cpu_seconds(processes)
+        questions = [QUESTIONS[i % len(QUESTIONS)] for i in range(requests)]
+        began = time.monotonic()
+        results = asyncio.run(load(url, questions, clients, streamed=True))
+        elapsed = time.monotonic() - began
+        used = {part: (after - before.get(part, 0.0)) / requests for part, after in cpu_seconds(processes).items()}
+        good = sorted(r[0] for r in results if r is not None)
+        first = sorted(r[1] for r in results if r is not None)
+        return Side(
+            requests_per_s=round(len(good) / elapsed, 3), failed=requests - len(good), latency_p50_s=quantile(good, 0.5),
+            latency_p95_s=quantile(good, 0.95), first_chunk_p50_s=quantile(first, 0.5),
+            cpu_s_per_request={part: round(seconds, 4) for part, seconds in used.items()}, memory_mb=memory(processes),
+        )  # fmt: skip
+
+
+def quantile(ordered: list[float], share: float) -> float:
+    return round(ordered[min(len(ordered) - 1, int(len(ordered) * share))], 3) if ordered else float("nan")
+
+
+async def load(url: str, questions: list[str], clients: int, *, streamed: bool) -> list[tuple[float, float] | None]:
+    """(seconds, seconds to the first chunk) of each request, None where it failed. Closed loop: each client asks one after the other."""
+    waiting = asyncio.Queue[str]()
+    for question in questions:
+        waiting.put_nowait(question)
+    results: list[tuple[float, float] | None] = []
+
+    async def client() -> None:
+        async with httpx.AsyncClient(base_url=url, timeout=120.0) as http:
+            while not waiting.empty():
+                question = waiting.get_nowait()
+                try:
+                    results.append(await ask(http, question, streamed=streamed))
+                except (httpx.HTTPError, RuntimeError) as error:
+                    print(f"failed: {type(error).__name__}: {error}", file=sys.stderr)
+                    results.append(None)
+
+    await asyncio.gather(*(client() for _ in range(clients)))
+    return results
+
+
+async def ask(http: httpx.AsyncClient, question: str, *, streamed: bool) -> tuple[float, float]:
+    began = time.monotonic()
+    if not streamed:
+        (await http.post("/invoke", json={"input": question})).raise_for_status()
+        return time.monotonic() - began, float("nan")
+    first = None
+    async with http.stream("POST", "/stream", json={"input": question}) as response:
+        response.raise_for_status()
+        async for line in response.aiter_lines():
+            if line.startswith("event: error"):
+                raise RuntimeError("the stream ended with an error")
+            if (
+                line.startswith("data:")
+                and first is None
+                and "run_id" not in line
+                and line.strip() not in ('data: ""', "data:")
+            ):
+                first = time.monotonic() - began
+    return time.monotonic() - began, first if first is not None else time.monotonic() - began
+
+
+@contextmanager
+def whole(parallel: int | None) -> Iterator[tuple[str, dict[str, list[int]]]]:
+    models_port, chain_port = free_port(), free_port()
+    command = [sys.executable, "-m", "patchwork_serving.cli", "models", "serve", "--port", str(models_port)]
+    if parallel is not None:
+        command += ["--parallel", str(parallel)]
+    env = {**os.environ, "OPENAI_BASE_URL": f"http://127.0.0.1:{models_port}/v1", "OPENAI_API_KEY": "unused"}
+    with running(command, env) as models:
+        wait_for(f"http://127.0.0.1:{models_port}/v1/models", models)
+        with running(
+            [sys.executable, str(Path(__file__).with_name("whole_chain.py")), "--port", str(chain_port)], env
+        ) as chain:
+            url = f"http://127.0.0.1:{chain_port}"
+            wait_for(f"{url}/openapi.json", chain)
+            yield url, {"models": [models.pid], "chain": [chain.pid]}
+
+
+@contextmanager
+def deployed() -> Iterator[tuple[str, dict[str, list[int]]]]:
+    with tempfile.TemporaryDirectory(prefix="patchwork-bench-") as home:
+        env = {**os.environ, "PATCHWORK_HOME": home}
+        port = free_port()
+        command = [
+            sys.executable,
+            "-m",
+            "patchwork_serving.cli",
+            "deploy",
+            str(ROOT / "examples" / "vanilla_rag.py"),
+            "--port",
+            str(port),
+        ]
+        with running(command, env) as deploy:
+            url = f"http://127.0.0.1:{port}"
+            wait_for(f"{url}/readyz", deploy)
+            yield url, parts_of(Path(home))
+
+
+def parts_of(home: Path) -> dict[str, list[int]]:
+    """Process ids of a deployment by part, from the names that Ray and Postgres give to their processes."""
+    ray = json.loads((home / "ray.json").read_text())["process"]["pid"]
+    parts: dict[str, list[int]] = {}
+    for process in psutil.Process(ray).children(recursive=True):
+        try:
+            name = " ".join(process.cmdline()) or process.name()
+        except psutil.Error:
+            continue
+        part = name.split(":")[-1].split(".")[0].strip() if name.startswith("ray::ServeReplica") else "ray"
+        if name.startswith("ray::ProxyActor"):
+            part = "http proxy"
+        parts.setdefault(part, []).append(process.pid)
+    pid_file = next(home.rglob("postmaster.pid"), None)
+    if pid_file is not None:
+        postgres = int(pid_file.read_text().split()[0])
+        parts["postgres"] = [postgres, *(p.pid for p in psutil.Process(postgres).children())]
+    return parts
+
+
+def cpu_seconds(parts: dict[str, list[int]]) -> dict[str, float]:
+    used = {}
+    for part, pids in parts.items():
+        used[part] = 0.0
+        for pid in pids:
+            try:
+                times = psutil.Process(pid).cpu_times()
+            except psutil.Error:
+                continue
+            used[part] += times.user + times.system
+    return used
+
+
+def memory(parts: dict[str, list[int]]) -> dict[str, float]:
+    """Proportional set size where the system tells it: shared pages are counted once."""
+    found = {}
+    for part, pids in parts.items():
+        total = 0
+        for pid in pids:
+            try:
+                info = psutil.Process(pid).memory_full_info()
+            except psutil.Error:
+                continue
+            total += getattr(info, "pss", info.rss)
+        found[part] = round(total / 1e6, 1)
+    return {**found, "total": round(sum(found.values()), 1)}
+
+
+@contextmanager
+def running(command: list[str], env: dict[str, str]) -> Iterator[subprocess.Popen[bytes]]:
+    process = subprocess.Popen(command, env=env, cwd=ROOT, stdin=subprocess.DEVNULL, start_new_session=True)
+    try:
+        yield process
+    finally:
+        process.send_signal(signal.SIGINT)
+        try:
+            process.wait(60)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+def wait_for(url: str, process: subprocess.Popen[bytes]) -> None:
+    deadline = time.monotonic() + START_TIMEOUT_S
+    while time.monotonic() < deadline:
+        if process.poll() is not None:
+            raise SystemExit(f"{process.args!r} ended with code {process.returncode}")
+        try:
+            if httpx.get(url, timeout=2.0).status_code == 200:
+                return
+        except httpx.HTTPError:
+            pass
+        time.sleep(0.25)
+    raise SystemExit(f"{url} did not answer within {START_TIMEOUT_S:.0f} s")
+
+
+def free_port() -> int:
+    import socket
+
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+if __name__ == "__main__":
+    main()
