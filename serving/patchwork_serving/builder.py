@@ -58,7 +58,7 @@ def build(request: BuildRequest, folder: Path, progress: ProgressSink) -> dict[s
         return {"graph": taken.graph.to_json()}
     away = {path for c in taken.assigned.specs if c.engine == "pgvector" for path in c.leaves}
     dsn, collections = export_stores(
-        [leaf for leaf in taken.walk.leaves if leaf.path in away], config, paths,
+        [leaf for leaf in taken.walk.leaves if leaf.path in away], request.name, config, paths,
         over_tcp=request.database_over_tcp, progress=progress,
     )  # fmt: skip
     release = Release(

@@ -154,9 +154,18 @@ def load_config(path: Path | None, beside: Path | None = None) -> Config:
     if document is not None and not isinstance(document, dict):
         raise ConfigError(f"{path}: the top level must be a mapping of settings, not {type(document).__name__}")
     try:
-        return Config.model_validate(document or {})
+        config = Config.model_validate(document or {})
     except ValidationError as error:
         raise ConfigError(f"{path}: {_first_fault(error)}") from error
+    models = {name: _beside(model, path.absolute().parent) for name, model in config.models.items()}
+    return config.model_copy(update={"models": models})
+
+
+def _beside(model: ModelConfig, folder: Path) -> ModelConfig:
+    """``./`` and ``../`` in a file mean the file's own folder, wherever the command is run."""
+    if model.source is None or not model.source.startswith(("./", "../")):
+        return model
+    return model.model_copy(update={"source": str((folder / model.source).resolve())})
 
 
 def _first_fault(error: ValidationError) -> str:

@@ -85,7 +85,8 @@ def connect(chain: Any, *, name: str | None, slo_s: float | None) -> LocalConnec
     away = [leaf for leaf in walk.leaves if _travels(leaf, assigned)]
     # in a thread, because the caller may be on an event loop
     with ThreadPoolExecutor(1) as pool:
-        exporting = pool.submit(export_stores, away, config, paths, over_tcp=False, progress=SilentProgress())
+        prefix = name or f"wrapped-{_content(away)}"
+        exporting = pool.submit(export_stores, away, prefix, config, paths, over_tcp=False, progress=SilentProgress())
         dsn, collections = exporting.result()
     release = _release(name, framework, assigned, collections, slo_s)
     cluster, started = _cluster(paths)
@@ -102,6 +103,12 @@ def connect(chain: Any, *, name: str | None, slo_s: float | None) -> LocalConnec
     bridge = Bridge(RayTransport(serve_handles(release.name)))
     swapped = swap(away, _assignments(away, assigned, collections), bridge, always=False)
     return LocalConnection(release.name, swapped, bridge, started_ray=started, paths=paths)
+
+
+def _content(leaves: Sequence[Leaf]) -> str:
+    """Programs that hold the same stores share their collections, and others do not."""
+    digests = [stores.fingerprint(leaf.spec, leaf.obj) for leaf in leaves if leaf.spec.export is not None]
+    return hashlib.sha256("".join(digests).encode()).hexdigest()[:8]
 
 
 def _travels(leaf: Leaf, assigned: Assigned) -> bool:

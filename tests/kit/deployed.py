@@ -1,0 +1,98 @@
+"""Real deployments for tests: a home of their own, the machine's model cache, everything stopped at the end."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psutil
+
+ROOT = Path(__file__).parents[2]
+EXAMPLES = ROOT / "examples"
+QUESTIONS: list[str] = [
+    json.loads(line)["question"]
+    for line in (EXAMPLES / "questions.jsonl").read_text(encoding="utf-8").splitlines()
+    if line
+]
+
+
+@dataclass(frozen=True)
+class Home:
+    """A PATCHWORK_HOME of a test."""
+
+    path: Path
+
+    def run(
+        self, *arguments: str, timeout_s: float = 300.0, env: Mapping[str, str] | None = None
+    ) -> subprocess.CompletedProcess[str]:
+        """The ``patchwork`` command, as a person runs it."""
+        return subprocess.run(
+            [sys.executable, "-m", "patchwork_serving.cli", *arguments],
+            env={**os.environ, "PATCHWORK_HOME": str(self.path), **(env or {})},
+            cwd=ROOT, capture_output=True, text=True, timeout=timeout_s, check=False,
+        )  # fmt: skip
+
+    def ray_processes(self) -> list[psutil.Process]:
+        """Everything below the Ray of this home."""
+        record = self.path / "ray.json"
+        if not record.is_file():
+            return []
+        pid = json.loads(record.read_text(encoding="utf-8"))["process"]["pid"]
+        return psutil.Process(pid).children(recursive=True) if psutil.pid_exists(pid) else []
+
+    def replicas(self, component: str) -> list[psutil.Process]:
+        """Processes of a component's replicas, which Ray names after them."""
+        return [p for p in self.ray_processes() if f":{component}" in _command(p) and "ServeReplica" in _command(p)]
+
+    def postmaster(self) -> psutil.Process:
+        file = next(self.path.rglob("postmaster.pid"))
+        return psutil.Process(int(file.read_text(encoding="utf-8").split()[0]))
+
+
+@contextmanager
+def a_home() -> Iterator[Home]:
+    """Everything that runs below it is stopped at the end."""
+    with tempfile.TemporaryDirectory(prefix="pw-test-", ignore_cleanup_errors=True) as folder:
+        home = Home(Path(folder))
+        try:
+            yield home
+        finally:
+            left = home.ray_processes()
+            home.run("down", timeout_s=120.0)
+            psutil.wait_procs(left, timeout=20.0)
+
+
+@contextmanager
+def deployed(home: Home, target: str, *options: str, env: Mapping[str, str] | None = None) -> Iterator[str]:
+    """The URL of a detached deployment, taken down at the end."""
+    result = home.run("deploy", target, "--port", "0", "--detach", "--json", *options, env=env)
+    assert result.returncode == 0, result.stderr
+    ready = json.loads(result.stdout.strip().splitlines()[-1])
+    try:
+        yield str(ready["url"])
+    finally:
+        stopped = home.run("down", ready["name"], timeout_s=120.0)
+        assert stopped.returncode == 0, stopped.stderr
+
+
+def invoke(url: str, value: Any, **headers: str) -> Any:
+    """The output of ``POST /invoke``."""
+    response = httpx.post(f"{url}/invoke", json={"input": value}, headers=headers, timeout=120.0)
+    assert response.status_code == 200, response.text
+    return response.json()["output"]
+
+
+def _command(process: psutil.Process) -> str:
+    try:
+        return " ".join(process.cmdline()) or process.name()
+    except psutil.Error:
+        return ""
