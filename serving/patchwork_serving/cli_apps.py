@@ -47,7 +47,7 @@ def app_status(app: AppState) -> dict[str, Any]:
     info = ask_info(app.url.rstrip("/")) if not app.is_stale() else None
     told: dict[str, Any] = {} if info is None else info.get("status") or {}
     silent = "unreachable" if app.is_alive() else "lost"
-    state = silent if info is None else told.get("state") or info.get("state") or "ready"
+    state = silent if info is None else "ready" if info.get("ready", True) else "starting"
     return {
         "name": app.name,
         "url": app.url,

@@ -8,7 +8,7 @@ import logging
 from typing import Any
 
 from patchwork_serving import board
-from patchwork_serving.bundle import Bundle
+from patchwork_serving.bundle import Bundle, apply_environment
 from patchwork_serving.gateway import GatewayMetrics, GatewaySettings, build_gateway
 from patchwork_serving.metered import MeteredCalls
 from patchwork_serving.orchestrator import Orchestrator
@@ -27,6 +27,7 @@ class Ingress:
     async def __init__(self, bundle: Bundle, handles: dict[str, Any]) -> None:  # type: ignore[misc]  # Serve awaits it
         from ray import serve
 
+        apply_environment(bundle.env)  # before tracing reads OTEL_* variables
         context = serve.get_replica_context()
         self._replica = f"ingress#{context.replica_id.unique_id}"
         self._bundle = bundle
@@ -89,5 +90,6 @@ class Ingress:
             return
         publisher.cancel()
         await asyncio.to_thread(self._orchestrator.close)
+        await asyncio.to_thread(self._tracing.close)
         with contextlib.suppress(Exception):  # Ray may be going down around us
             await asyncio.to_thread(board.withdraw, self._bundle.release.name, self._replica)

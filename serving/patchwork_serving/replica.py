@@ -32,7 +32,8 @@ class ComponentReplica:
         self._app = context.app_name
         self._spec = spec
         self._name = f"{spec.id}#{context.replica_id.unique_id}"
-        self._telemetry = ReplicaTelemetry(open_tracing(bundle.release.name, spec.id), spec.id)
+        self._tracing = open_tracing(bundle.release.name, spec.id)
+        self._telemetry = ReplicaTelemetry(self._tracing, spec.id)
         engine = build(spec, bundle)
         continuous = isinstance(engine, ContinuousEngine)
         queue = CallQueue(
@@ -73,6 +74,7 @@ class ComponentReplica:
             return  # the engine never started; nothing to close
         publisher.cancel()
         await self._host.close()
+        await asyncio.to_thread(self._tracing.close)
         with contextlib.suppress(Exception):  # Ray may be going down around us
             await asyncio.to_thread(board.withdraw, self._app, self._name)
 
