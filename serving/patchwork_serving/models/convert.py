@@ -66,7 +66,8 @@ def _publish(folder: Path) -> None:
     """mkdtemp and safetensors write for this user only; a replica may run as another."""
     folder.chmod(0o755)
     for file in folder.iterdir():
-        file.chmod(0o644)
+        if file.suffix != ".gguf":  # that one is shared with its owner
+            file.chmod(0o644)
 
 
 def _write(gguf: Path, folder: Path, dtype: Dtype) -> None:
@@ -82,6 +83,16 @@ def _write(gguf: Path, folder: Path, dtype: Dtype) -> None:
     _dump(folder / "generation_config.json", {k: v for k, v in config.items() if k.endswith("_token_id")})
     _tokenizer(fields).save(str(folder / "tokenizer.json"))
     _dump(folder / "tokenizer_config.json", _tokenizer_config(fields))
+    _keep_source(gguf, folder)
+
+
+def _keep_source(gguf: Path, folder: Path) -> None:
+    """The GGUF stays beside the weights made of it: an engine that reads GGUF then runs the same model when it is given the folder."""
+    beside = folder / gguf.name
+    try:
+        beside.hardlink_to(gguf)
+    except OSError:  # another file system
+        shutil.copyfile(gguf, beside)
 
 
 def _read(gguf: Path) -> tuple[Any, Mapping[str, Any]]:
