@@ -53,6 +53,7 @@ def build_gateway(
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        gateway.runs.draining = False  # a lifespan may follow another: test clients open one for each visit
         yield
         await gateway.runs.drain(settings.drain_s)
 

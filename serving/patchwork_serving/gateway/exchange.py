@@ -163,7 +163,7 @@ class Exchange:
                 names.REQUEST_ID: self.request_id,
                 names.RUN_ID: run.id,
                 names.SLO: found.slo,
-                "patchwork.route": self.route,
+                names.ROUTE: self.route,
                 names.WANTED: self.traced,
             },
         )

@@ -16,6 +16,7 @@ from starlette.responses import HTMLResponse, Response
 from patchwork_serving.gateway.bodies import BatchBody, ChatBody, EventsBody, InvokeBody
 from patchwork_serving.gateway.core import Gateway
 from patchwork_serving.gateway.deadlines import DEADLINE_HEADER, SLO_HEADER, TIMEOUT_HEADER
+from patchwork_serving.gateway.settings import DEFAULT_SLO, GatewaySettings
 
 _BODIES: dict[str, type[BaseModel]] = {
     "/invoke": InvokeBody,
@@ -34,12 +35,6 @@ _STATUSES = {
     "500": "The chain raised",
     "503": "Not ready; see Retry-After",
     "504": "Deadline passed",
-}
-
-_HEADERS = {
-    TIMEOUT_HEADER: ("number", "Seconds after which the run is cancelled and the answer is 504."),
-    DEADLINE_HEADER: ("number", "The same, in milliseconds from now."),
-    SLO_HEADER: ("string", "Name of the SLO class."),
 }
 
 _ERROR: dict[str, Any] = {
@@ -90,11 +85,27 @@ def _openapi(app: FastAPI, gateway: Gateway) -> dict[str, Any]:
                 schema = _hoisted(_BODIES[path].model_json_schema(), "Body", schemas)
                 _put_chain_input(schema)
                 operation["requestBody"] = {"required": True, "content": _json(schema)}
-                operation["parameters"] = [
-                    {"name": name, "in": "header", "required": False, "schema": {"type": kind}, "description": about}
-                    for name, (kind, about) in _HEADERS.items()
-                ]
+                operation["parameters"] = _headers(gateway.settings)
     return document
+
+
+def _headers(settings: GatewaySettings) -> list[dict[str, Any]]:
+    limit = settings.request_timeout_s
+    told: dict[str, tuple[str, dict[str, Any]]] = {
+        TIMEOUT_HEADER: (
+            "Seconds after which the run is cancelled and the answer is 504.",
+            {"type": "number", "exclusiveMinimum": 0, "maximum": limit},
+        ),
+        DEADLINE_HEADER: (
+            "The same, in milliseconds from now.",
+            {"type": "number", "exclusiveMinimum": 0, "maximum": 1000 * limit},
+        ),
+        SLO_HEADER: ("The SLO class.", {"type": "string", "enum": sorted({DEFAULT_SLO, *settings.slo_classes})}),
+    }
+    return [
+        {"name": name, "in": "header", "required": False, "schema": schema, "description": about}
+        for name, (about, schema) in told.items()
+    ]
 
 
 def _json(schema: Mapping[str, Any]) -> dict[str, Any]:

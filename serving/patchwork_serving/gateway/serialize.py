@@ -58,7 +58,7 @@ def revive(value: Any) -> Any:
         return value
     revived = {key: revive(item) for key, item in value.items()}
     tag = revived.get("type")
-    model = _well_known().get(tag) if isinstance(tag, str) else None
+    model = well_known().get(tag) if isinstance(tag, str) else None
     if model is None:
         return revived
     try:
@@ -68,8 +68,8 @@ def revive(value: Any) -> Any:
 
 
 @cache
-def _well_known() -> Mapping[str, type[BaseModel]]:
-    """The types that LangServe revives, by tag."""
+def well_known() -> Mapping[str, type[BaseModel]]:
+    """The types that LangServe revives, by the ``type`` that tells them."""
     from langchain_core import agents, documents, messages, outputs, prompt_values
 
     tagged: dict[str, type[BaseModel]] = {

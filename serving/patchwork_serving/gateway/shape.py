@@ -8,8 +8,10 @@ from typing import Any
 from jsonschema import Draft202012Validator  # type: ignore[import-untyped]
 from jsonschema.exceptions import SchemaError, best_match  # type: ignore[import-untyped]
 from referencing import Registry
+from referencing.exceptions import Unresolvable
 
 from patchwork_serving.gateway.faults import InvalidRequest
+from patchwork_serving.gateway.serialize import well_known
 
 #: keys under which chains commonly take the question, in order of preference
 QUESTION_KEYS = ("question", "input", "query", "query_str", "user_input", "prompt", "text", "message")
@@ -17,7 +19,7 @@ HISTORY_KEYS = ("chat_history", "history")
 
 
 class Shape:
-    """Checks values against a schema. A schema that is itself invalid checks nothing: the chain will tell."""
+    """Checks values against a schema. A schema that is invalid, or refers to elsewhere, checks nothing: the chain will tell."""
 
     def __init__(self, schema: Mapping[str, Any]) -> None:
         try:
@@ -26,11 +28,14 @@ class Shape:
             schema = {}
         self.schema = _without_root(schema)
         # an empty registry: no reference of a schema is ever fetched
-        self._validator = Draft202012Validator(_lenient(self.schema), registry=Registry())
+        self._validator = Draft202012Validator(_as_taken(self.schema), registry=Registry())
 
     def check(self, value: Any, where: str) -> None:
         """InvalidRequest when ``value`` does not fit; it names the place and the rule, not the value."""
-        error = best_match(self._validator.iter_errors(value))
+        try:
+            error = best_match(self._validator.iter_errors(value))
+        except Unresolvable:
+            return
         if error is None:
             return
         place = where + "".join(f"[{p}]" if isinstance(p, int) else f".{p}" for p in error.absolute_path)
@@ -66,13 +71,47 @@ def _without_root(schema: Mapping[str, Any]) -> Mapping[str, Any]:
     return {**schema, "properties": others, "required": [key for key in schema.get("required", ()) if key != "root"]}
 
 
-def _lenient(schema: Any) -> Any:
-    """``oneOf`` as ``anyOf``: LangGraph takes ``{"role": "user", "content": ...}``, which fits several message types at once."""
-    if isinstance(schema, Mapping):
-        return {("anyOf" if key == "oneOf" else key): _lenient(value) for key, value in schema.items()}
+def _as_taken(schema: Any) -> Any:
+    """``schema`` as the chain takes it after :func:`~patchwork_serving.gateway.serialize.revive`.
+
+    A message or Document is told by its ``type``, so that this is required, though LangChain's schemas give it a default. Where a
+    message fits, its short forms do: ``{"role": "user", "content": "hi"}`` and ``["user", "hi"]``.
+    """
     if isinstance(schema, list):
-        return [_lenient(item) for item in schema]
-    return schema
+        return [_as_taken(item) for item in schema]
+    if not isinstance(schema, Mapping):
+        return schema
+    taken = {key: _as_taken(value) for key, value in schema.items()}
+    if _tag(taken) in well_known():
+        taken["required"] = sorted({*taken.get("required", ()), "type"})
+    forms_of_message = taken.pop("oneOf", None)
+    if isinstance(forms_of_message, list):
+        # anyOf: the forms of LangChain's messages overlap
+        messages = any(str(form.get("$ref", "")).endswith("HumanMessage") for form in forms_of_message)
+        taken["anyOf"] = [*taken.get("anyOf", ()), *forms_of_message, *(_SHORT_MESSAGES if messages else ())]
+        taken.pop("discriminator", None)
+    return taken
+
+
+def _tag(schema: Mapping[str, Any]) -> Any:
+    properties = schema.get("properties")
+    tag = properties.get("type") if isinstance(properties, Mapping) else None
+    return tag.get("const") if isinstance(tag, Mapping) else None
+
+
+_ROLE = {"enum": ["user", "human", "assistant", "ai", "system", "developer"]}
+_SHORT_MESSAGES: tuple[dict[str, Any], ...] = (
+    {
+        "type": "object",
+        "properties": {
+            "role": _ROLE,
+            "content": {"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "object"}}]},
+            "type": False,
+        },
+        "required": ["role", "content"],
+    },
+    {"type": "array", "prefixItems": [_ROLE, {"type": "string"}], "minItems": 2, "maxItems": 2},
+)
 
 
 def resolved(schema: Any, root: Mapping[str, Any]) -> Mapping[str, Any]:
