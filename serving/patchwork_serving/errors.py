@@ -14,7 +14,9 @@ ServingError                     has ``exit_code`` for the CLI, ``status`` for H
 ├── StoreError                   Postgres
 │   ├── StoreUnreachable         retryable, 503
 │   ├── StoreWithoutPgvector
-│   └── StoreTimeout             statement cancelled because the deadline passed, 504
+│   ├── StoreTimeout             statement cancelled because the deadline passed, 504
+│   ├── StoreRefused             the request itself is at fault (vector of the wrong dimension), 400
+│   └── UnknownCollection        (404)
 ├── EngineError                  a model engine failed, 500
 │   ├── EngineRefused            the request itself is at fault (context too long, bad sampling value), 400
 │   └── EngineDied               retryable, 503
@@ -97,6 +99,16 @@ class StoreTimeout(StoreError):
     status = 504
     retryable = True
     title = "the database did not answer before the deadline"
+
+
+class StoreRefused(StoreError):
+    status = 400
+    title = "the vector store refused the request"
+
+
+class UnknownCollection(StoreError):
+    status = 404
+    title = "no such collection"
 
 
 class EngineError(ServingError):

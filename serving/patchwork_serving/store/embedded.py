@@ -83,7 +83,10 @@ class EmbeddedPostgres:
         self._wanted_port = port
 
     def start(self) -> str:
-        """Start the server unless it runs, and return its connection string (no secret inside). Blocks, a second at first, then less.
+        """Start the server unless it runs, and return its connection string. Blocks, a second at first, then less.
+
+        The string is for the Unix socket and names the password file; with ``tcp`` it is for readers that may lack this file system, and
+        holds the password: never log it.
 
         Raises SetupError (binaries, account), DiskFull, PortTaken, or StoreError when the server does not come up.
         """
@@ -92,12 +95,12 @@ class EmbeddedPostgres:
         with self._locked():
             if postmaster.running(self._data) is not None:
                 if self._suits() and self._answers():
-                    return self.dsn()
+                    return self._own_dsn()
                 self._stop_locked()
             self._prepare()
             self._launch()
             self._make_database()
-        return self.dsn()
+        return self._own_dsn()
 
     def stop(self) -> bool:
         """Stop the server if it runs; whether it ran. Open connections are closed, committed data is kept."""
@@ -131,6 +134,9 @@ class EmbeddedPostgres:
         secret = {"password": self._password()} if inline_password else {"passfile": str(self._pgpass)}
         host = "127.0.0.1" if tcp else str(facts["socket_dir"])
         return make_conninfo(host=host, port=int(str(facts["port"])), user=USER, dbname=DATABASE, **secret)
+
+    def _own_dsn(self) -> str:
+        return self.dsn(tcp=self._tcp, inline_password=self._tcp)
 
     # -- files ---------------------------------------------------------------------------------------------------------------------
 
