@@ -169,6 +169,15 @@ def _tell_more(answer: Mapping[str, Any], ask: Ask) -> None:
     if not answer.get("trace"):
         note("no trace came back: the application does not allow it, or OTEL_SDK_DISABLED is set where it runs")
         return
+    from patchwork_serving.telemetry.content import render_content
     from patchwork_serving.telemetry.waterfall import render_waterfall
 
     console().print(render_waterfall(answer["trace"]))
+    if ask.content:
+        told = render_content(answer["trace"])
+        if told is None:
+            note(
+                "no prompts or documents came back: the application's patchwork.yaml does not set gateway.capture_content"
+            )
+        else:
+            console().print(told)

@@ -110,6 +110,9 @@ class GatewayConfig(_Strict):
     max_body_bytes: int = Field(4 * 1024 * 1024, gt=0)
     request_timeout_s: Seconds = 120.0
     max_batch_inputs: int = Field(256, ge=1)
+    capture_content: bool = Field(
+        False, description="let a client that asks (x-patchwork-trace: content) have prompts and documents in its trace"
+    )
 
 
 class Config(_Strict):

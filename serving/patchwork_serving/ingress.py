@@ -50,6 +50,7 @@ class Ingress:
             request_timeout_s=config.gateway.request_timeout_s,
             max_batch_inputs=config.gateway.max_batch_inputs,
             default_slo_s=self._bundle.release.slo_s,
+            capture_content=config.gateway.capture_content,
         )
         app = build_gateway(
             self._orchestrator,
