@@ -6,6 +6,7 @@ instance of the user's class. ``undo`` puts the classes back; copies made meanwh
 
 from __future__ import annotations
 
+import copyreg
 import functools
 import inspect
 import itertools
@@ -185,12 +186,16 @@ def _reduce_as(cls: type, holder: Mapping[str, type]) -> Override:
         reduced = super(layer, self).__reduce_ex__(protocol)
         if not isinstance(reduced, tuple):
             return reduced
-        generated = type(self)
         function, args, *rest = reduced
-        args = tuple(cls if arg is generated else arg for arg in args)
-        return (cls if function is generated else function, args, *rest)
+        args = tuple(cls if arg is type(self) else arg for arg in args)
+        # pickle insists that __newobj__ makes an object of the very class of the one it pickles
+        return (_new if function is copyreg.__newobj__ else function, args, *rest)  # type: ignore[attr-defined]
 
     return __reduce_ex__
+
+
+def _new(cls: type, *args: Any) -> Any:
+    return cls.__new__(cls, *args)
 
 
 def _gated(cls: type, holder: Mapping[str, type], slot: Slot, name: str, override: Override) -> Override:

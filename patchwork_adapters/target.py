@@ -239,9 +239,20 @@ def _outermost(module: ModuleType) -> Iterator[tuple[str, Any]]:
     chains = list(_chains(module))
     whole = [(name, chain) for name, chain in chains if not is_part(chain)] or chains
     inner = {id(b) for _, a in whole for _, b in whole if a is not b and reaches(a, b)}
+    inner |= {id(b) for _, a in whole for _, b in whole if a is not b and _was_joined(b, a)}
     # two chains that reach each other (a cycle) would both vanish
     outer = [(name, chain) for name, chain in whole if id(chain) not in inner] or whole
     yield from outer
+
+
+def _was_joined(inner: Any, outer: Any) -> bool:
+    """``inner | more`` takes the steps of a sequence over, not the sequence."""
+    short, long = getattr(inner, "steps", None), getattr(outer, "steps", None)
+    if not isinstance(short, list) or not isinstance(long, list) or len(short) >= len(long):
+        return False
+    ids = [id(step) for step in long]
+    wanted = [id(step) for step in short]
+    return any(ids[i : i + len(wanted)] == wanted for i in range(len(ids) - len(wanted) + 1))
 
 
 def _chains(module: ModuleType) -> Iterator[tuple[str, Any]]:

@@ -17,7 +17,7 @@ import sysconfig
 from collections import deque
 from collections.abc import Hashable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from types import BuiltinFunctionType, CodeType, FunctionType, MethodType, ModuleType
+from types import BuiltinFunctionType, CodeType, FunctionType, MemberDescriptorType, MethodType, ModuleType
 from typing import Any, cast
 
 from patchwork_adapters.chains import class_names
@@ -292,20 +292,15 @@ def _instance(value: Any) -> Iterator[Step]:
 def _fields(value: Any) -> list[Step]:
     found: dict[str, Any] = {}
     for cls in reversed(type(value).__mro__):
-        for slot in _slots(cls):
-            if not slot.startswith("__"):
-                found[slot] = _quiet(value, slot)
+        for name, member in vars(cls).items():
+            if isinstance(member, MemberDescriptorType) and not name.startswith("__"):  # a slot, under its mangled name
+                found[name] = _quiet(value, name)
     found.update(getattr(value, "__dict__", None) or {})
     for extra in ("__pydantic_extra__", "__pydantic_private__"):
         part = _quiet(value, extra)
         if isinstance(part, dict):
             found.update(part)
     return [(name, item) for name, item in found.items() if not _is_cached(type(value), name)]
-
-
-def _slots(cls: type) -> tuple[str, ...]:
-    slots = cls.__dict__.get("__slots__", ())
-    return (slots,) if isinstance(slots, str) else tuple(slots)
 
 
 def _quiet(value: Any, name: str) -> Any:

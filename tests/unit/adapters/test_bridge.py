@@ -1,0 +1,225 @@
+"""Calls reach the one I/O loop from threads, from other loops and from synchronous code on a loop, and are cancelled from both sides."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import AsyncIterator, Iterator
+
+import pytest
+
+from patchwork_adapters.bridge import Bridge, install_portal
+from patchwork_adapters.context import RequestContext
+from patchwork_adapters.errors import ComponentUnavailable, DeadlinePassed, RequestCancelled
+from patchwork_adapters.transport import LeafCall
+
+
+class Echo:
+    """Replies with the payload; ``hold`` keeps calls waiting until it is set."""
+
+    def __init__(self) -> None:
+        self.hold = False
+        self.entered = threading.Event()
+        self.cancelled = threading.Event()
+        self.threads: set[int] = set()
+
+    async def call(self, call: LeafCall) -> bytes:
+        self.threads.add(threading.get_ident())
+        await self._maybe_hold()
+        if call.method == "fail":
+            raise ComponentUnavailable("nobody there")
+        return call.payload
+
+    async def stream(self, call: LeafCall) -> AsyncIterator[bytes]:
+        self.threads.add(threading.get_ident())
+        for byte in call.payload:
+            yield bytes([byte])
+        await self._maybe_hold()
+        if call.method == "fail":
+            raise ComponentUnavailable("lost on the way")
+
+    async def _maybe_hold(self) -> None:
+        self.entered.set()
+        if self.hold:
+            try:
+                await asyncio.Event().wait()
+            except asyncio.CancelledError:
+                self.cancelled.set()
+                raise
+
+
+@pytest.fixture
+def echo() -> Echo:
+    return Echo()
+
+
+@pytest.fixture
+def bridge(echo: Echo) -> Iterator[Bridge]:
+    with Bridge(echo) as bridge:
+        yield bridge
+
+
+def call(payload: bytes = b"abc", method: str = "m", request: RequestContext | None = None) -> LeafCall:
+    return LeafCall("c", "leaf", method, payload, request=request)
+
+
+def request_with(seconds: float) -> RequestContext:
+    return RequestContext("r", "r", deadline=time.monotonic() + seconds)
+
+
+async def test_every_kind_of_caller_gets_the_reply_from_one_loop(bridge: Bridge, echo: Echo) -> None:
+    assert bridge.call(call()) == b"abc"
+    assert await bridge.acall(call()) == b"abc"
+    assert list(bridge.stream(call())) == [b"a", b"b", b"c"]
+    assert [frame async for frame in bridge.astream(call())] == [b"a", b"b", b"c"]
+    assert await asyncio.to_thread(bridge.call, call()) == b"abc"
+    assert len(echo.threads) == 1
+    assert threading.get_ident() not in echo.threads
+
+
+async def test_errors_arrive_after_the_frames_before_them(bridge: Bridge) -> None:
+    with pytest.raises(ComponentUnavailable):
+        bridge.call(call(method="fail"))
+    with pytest.raises(ComponentUnavailable):
+        await bridge.acall(call(method="fail"))
+    frames = bridge.stream(call(method="fail"))
+    assert [next(frames) for _ in range(3)] == [b"a", b"b", b"c"]
+    with pytest.raises(ComponentUnavailable):
+        next(frames)
+    got = []
+    with pytest.raises(ComponentUnavailable):
+        async for frame in bridge.astream(call(method="fail")):
+            got.append(frame)  # noqa: PERF401
+    assert got == [b"a", b"b", b"c"]
+
+
+async def test_cancelling_the_waiter_cancels_the_work(bridge: Bridge, echo: Echo) -> None:
+    echo.hold = True
+    task = asyncio.create_task(bridge.acall(call()))
+    await asyncio.to_thread(echo.entered.wait, 10)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert await asyncio.to_thread(echo.cancelled.wait, 10)
+
+
+@pytest.mark.parametrize("is_async", [True, False])
+async def test_closing_a_stream_early_cancels_the_work(bridge: Bridge, echo: Echo, is_async: bool) -> None:
+    echo.hold = True
+    if is_async:
+        frames = bridge.astream(call())
+        assert await anext(frames) == b"a"
+        await frames.aclose()  # type: ignore[attr-defined]
+    else:
+        chunks = bridge.stream(call())
+        assert next(chunks) == b"a"
+        assert await asyncio.to_thread(echo.entered.wait, 10)
+        chunks.close()  # type: ignore[attr-defined]
+    if echo.entered.is_set():
+        assert await asyncio.to_thread(echo.cancelled.wait, 10)
+
+
+async def test_cancelling_a_request_frees_all_its_waiters(bridge: Bridge, echo: Echo) -> None:
+    echo.hold = True
+    request = RequestContext("r7", "run")
+    waiting = [
+        asyncio.create_task(bridge.acall(call(request=request))),
+        asyncio.create_task(asyncio.to_thread(bridge.call, call(request=request))),
+        asyncio.create_task(asyncio.to_thread(lambda: list(bridge.stream(call(request=request))))),
+    ]
+    while len(bridge._inflight.get("r7", ())) < 3:
+        await asyncio.sleep(0.001)
+    assert bridge.cancel("r7") == 3
+    for outcome in await asyncio.gather(*waiting, return_exceptions=True):
+        assert isinstance(outcome, RequestCancelled)
+    assert bridge.cancel("r7") == 0
+    assert bridge.cancel("unknown") == 0
+
+
+async def test_a_deadline_ends_the_wait_and_the_work(bridge: Bridge, echo: Echo) -> None:
+    echo.hold = True
+    with pytest.raises(DeadlinePassed):
+        await asyncio.to_thread(bridge.call, call(request=request_with(0.02)))
+    assert await asyncio.to_thread(echo.cancelled.wait, 10)
+    with pytest.raises(DeadlinePassed):
+        await bridge.acall(call(request=request_with(0.02)))
+    with pytest.raises(DeadlinePassed):
+        async for _ in bridge.astream(call(request=request_with(0.02))):
+            pass
+
+
+async def test_a_deadline_that_has_passed_starts_nothing(bridge: Bridge, echo: Echo) -> None:
+    with pytest.raises(DeadlinePassed):
+        await bridge.acall(call(request=request_with(-1)))
+    assert not echo.entered.is_set()
+
+
+async def test_a_timeout_of_the_caller_is_a_timeout_error(bridge: Bridge, echo: Echo) -> None:
+    echo.hold = True
+    with pytest.raises(TimeoutError):
+        await asyncio.to_thread(bridge.call, call(), 0.02)
+    with pytest.raises(TimeoutError):
+        await bridge.acall(call(request=request_with(60)), 0.02)
+    with pytest.raises(TimeoutError):
+        await asyncio.to_thread(lambda: list(bridge.stream(call(), 0.02)))
+    with pytest.raises(TimeoutError):
+        async for _ in bridge.astream(call(), 0.02):
+            pass
+
+
+def test_synchronous_calls_and_streams_on_a_loop_with_portals_interleave(bridge: Bridge) -> None:
+    async def one() -> tuple[bytes, list[bytes]]:
+        return bridge.call(call()), list(bridge.stream(call()))
+
+    async def main() -> list[tuple[bytes, list[bytes]]]:
+        install_portal(asyncio.get_running_loop())
+        return list(await asyncio.gather(*(asyncio.create_task(one()) for _ in range(20))))
+
+    assert asyncio.run(main()) == [(b"abc", [b"a", b"b", b"c"])] * 20
+
+
+def test_cancelling_a_task_that_waits_synchronously_cancels_the_work(bridge: Bridge, echo: Echo) -> None:
+    echo.hold = True
+
+    async def one() -> bytes:
+        return bridge.call(call())
+
+    async def main() -> None:
+        install_portal(asyncio.get_running_loop())
+        task = asyncio.create_task(one())
+        await asyncio.to_thread(echo.entered.wait, 10)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    asyncio.run(main())
+    assert echo.cancelled.wait(10)
+
+
+def test_closing_is_repeatable_cancels_what_runs_and_refuses_more(echo: Echo) -> None:
+    bridge = Bridge(echo)
+    echo.hold = True
+    outcome: list[BaseException] = []
+
+    def wait() -> None:
+        try:
+            bridge.call(call())
+        except BaseException as error:  # noqa: BLE001
+            outcome.append(error)
+
+    thread = threading.Thread(target=wait)
+    thread.start()
+    assert echo.entered.wait(10)
+    bridge.close()
+    bridge.close()
+    thread.join(10)
+    assert isinstance(outcome[0], RequestCancelled)
+    with pytest.raises(ComponentUnavailable, match="closed"):
+        bridge.call(call())
+
+
+def test_a_bridge_that_was_never_used_closes_without_a_thread(echo: Echo) -> None:
+    before = threading.active_count()
+    Bridge(echo).close()
+    assert threading.active_count() == before
