@@ -174,7 +174,7 @@ class Exchange:
         found, run_id = self._budget, self.run_id
         assert found is not None
         assert run_id is not None
-        content = self.traced and self._asked_trace == "content" and self.gateway.settings.allow_content
+        content = self.traced and self._asked_trace == "content" and self.gateway.settings.capture_content
         context = contextvars.copy_context()
         context.run(
             REQUEST.set,

@@ -50,7 +50,9 @@ class GatewaySettings:
     slo_classes: Mapping[str, SloClass] = field(default_factory=lambda: MappingProxyType({}))
     max_in_flight: int = 1000  #: requests in this process; beyond it 429
     allow_trace: bool = True  #: answer ``x-patchwork-trace: 1`` with spans and sources
-    allow_content: bool = True  #: and ``x-patchwork-trace: content`` with the prompts and documents of that request too
+    capture_content: bool = (
+        False  #: and ``x-patchwork-trace: content`` with the prompts and documents of that request too
+    )
     heartbeat_s: float = (
         15.0  #: silence after which a stream sends a comment: proxies close idle connections after 30-60 s
     )

@@ -219,7 +219,7 @@ class RecordedTelemetry:
 
 async def test_a_trace_and_the_sources_come_with_the_answer_when_asked_for() -> None:
     telemetry, runner = RecordedTelemetry(), LcelRunner(rag_chain())
-    async with client(build_gateway(runner, GatewaySettings("rag"), telemetry)) as http:
+    async with client(build_gateway(runner, GatewaySettings("rag", capture_content=True), telemetry)) as http:
         plain = (await http.post("/invoke", json=QUESTION)).json()["metadata"]
         traced = (await http.post("/invoke", json=QUESTION, headers={"x-patchwork-trace": "1"})).json()["metadata"]
         content = await http.post("/stream", json=QUESTION, headers={"x-patchwork-trace": "content"})
@@ -232,6 +232,13 @@ async def test_a_trace_and_the_sources_come_with_the_answer_when_asked_for() -> 
     assert [handle.ended for handle in telemetry.handles] == [("attained", None)] * 3
     assert [context.capture_content for context in runner.seen if context] == [False, False, True]
     assert events(content.text)[-2][1]["trace"]
+
+
+async def test_content_is_captured_only_where_the_settings_allow_it() -> None:
+    runner = LcelRunner(rag_chain())
+    async with client(gateway(runner=runner)) as http:
+        await http.post("/invoke", json=QUESTION, headers={"x-patchwork-trace": "content"})
+    assert [context.capture_content for context in runner.seen if context] == [False]
 
 
 async def test_a_gateway_may_keep_its_traces_to_itself() -> None:
