@@ -45,7 +45,7 @@ def ask_info(url: str, timeout_s: float = INFO_TIMEOUT_S) -> dict[str, Any] | No
 def app_status(app: AppState) -> dict[str, Any]:
     """One item of ``apps`` in ``status --json``; ``state`` is ``lost`` when its processes are gone, ``unreachable`` when silent."""
     info = ask_info(app.url.rstrip("/")) if not app.is_stale() else None
-    told: dict[str, Any] = {} if info is None else info.get("status") or {}
+    told = {**(info or {}), **_mapping((info or {}).get("status"))}
     silent = "unreachable" if app.is_alive() else "lost"
     state = silent if info is None else "ready" if info.get("ready", True) else "starting"
     return {
@@ -54,8 +54,12 @@ def app_status(app: AppState) -> dict[str, Any]:
         "state": state,
         "slo": app.slo_s,
         "replicas": told.get("replicas") or [],
-        "window": told.get("window") or (info or {}).get("window") or {},
+        "window": told.get("window") or {},
         "decisions": told.get("decisions") or [],
         "target": app.target,
         "created_at": app.created_at,
     }
+
+
+def _mapping(value: object) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}
