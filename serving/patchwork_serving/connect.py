@@ -91,6 +91,7 @@ def connect(chain: Any, *, name: str | None, slo_s: float | None) -> LocalConnec
     release = _release(name, framework, assigned, collections, slo_s)
     cluster, started = _cluster(paths)
     serve_control.connect(cluster)
+    serve_control.start_serve(cluster)
     places = {"PATCHWORK_HOME": str(paths.home), "PATCHWORK_CACHE": str(paths.cache)}
     bundle = Bundle(release, env={**captured_environment(os.environ, config.env), **places}, dsn=dsn, config=config)
     try:

@@ -89,9 +89,9 @@ def _start(options: DeployOptions, config: Config, name: str, progress: Progress
     remote = os.environ.get("RAY_ADDRESS")
     with ThreadPoolExecutor(2) as pool:  # the builder imports the user's module while Ray starts
         building = pool.submit(build_process.build, _request(options, config, name, remote), progress, paths)
-        local = None if remote else pool.submit(_local_ray, options, progress, paths)
+        connecting = pool.submit(_connected, remote, options, config, progress, paths)
         try:
-            cluster = _remote_cluster(remote, options, config) if remote else local.result()  # type: ignore[union-attr]
+            cluster = connecting.result()
             built = building.result()
         except BaseException:
             build_process.cancel_running()
@@ -112,8 +112,6 @@ def _start(options: DeployOptions, config: Config, name: str, progress: Progress
         api_key=os.environ.get("PATCHWORK_API_KEY") or None,
         config=config,
     )
-    with step(progress, "connect", "connecting to Ray"):
-        serve_control.connect(cluster)
     try:
         others = [n for n in serve_control.app_names() if n != name]
         prefix = f"/{name}" if others else "/"
@@ -169,6 +167,17 @@ def _environment(config: Config, paths: Paths, remote: str | None) -> dict[str, 
     if remote:
         return {k: v for k, v in env.items() if k not in places}  # a node has its own folders
     return {**env, **places}
+
+
+def _connected(
+    remote: str | None, options: DeployOptions, config: Config, progress: ProgressSink, paths: Paths
+) -> serve_control.Cluster:
+    """Ray and Serve running and this process connected to them."""
+    cluster = _remote_cluster(remote, options, config) if remote else _local_ray(options, progress, paths)
+    with step(progress, "serve", "starting Ray Serve"):
+        serve_control.connect(cluster)
+        serve_control.start_serve(cluster)
+    return cluster
 
 
 def _local_ray(options: DeployOptions, progress: ProgressSink, paths: Paths) -> serve_control.Cluster:

@@ -27,7 +27,8 @@ from patchwork_serving.errors import DeployError, PortTaken
 from patchwork_serving.state import OwnProcess
 
 START_TIMEOUT_S = 60.0
-STOP_TIMEOUT_S = 8.0
+#: The applications are gone by then: what Ray's own processes would still tidy up lies in a folder that is removed.
+STOP_TIMEOUT_S = 3.0
 #: Payloads are small; Ray's default takes 30 % of the machine's memory for them.
 OBJECT_STORE_BYTES = 256 * 1024 * 1024
 

@@ -58,7 +58,9 @@ def connect(cluster: Cluster) -> None:
     os.environ.update(cluster.env)
     os.environ.setdefault("RAY_SERVE_LOG_TO_STDERR", "0")
     import ray
+    from ray import serve  # noqa: F401  its import sets the level of its logger, which is set again below
 
+    logging.getLogger("ray.serve").setLevel(logging.ERROR)
     if ray.is_initialized():
         return
     try:
@@ -75,7 +77,13 @@ def connect(cluster: Cluster) -> None:
             f"no Ray cluster answers at {cluster.address}: {_first_line(error)}; check RAY_ADDRESS"
         ) from error
     logging.getLogger("ray").setLevel(logging.ERROR)
-    logging.getLogger("ray.serve").setLevel(logging.ERROR)
+
+
+def start_serve(cluster: Cluster) -> None:
+    """Start Serve's controller and HTTP proxies, unless they run; takes seconds, so do it while something else is waited for."""
+    from ray import serve
+
+    serve.start(http_options={"host": cluster.http_host, "port": cluster.http_port})
 
 
 def disconnect() -> None:
@@ -116,7 +124,6 @@ def run_app(
 
     name = bundle.release.name
     existed = name in serve.status().applications
-    serve.start(http_options={"host": cluster.http_host, "port": cluster.http_port})
     app = build_app(bundle, components_only=route_prefix is None)
     # ``serve.run`` waits without telling of progress; ``_run`` is what it calls
     from ray.serve.api import _run
