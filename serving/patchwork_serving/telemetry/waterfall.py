@@ -96,7 +96,7 @@ def render_waterfall(spans: Sequence[Span]) -> RenderableType:
     for row in rows:
         table.add_row(
             _name(row), f"{row.total_s * 1000:.1f}", Bar(row, end), _queue(row), _shown(row, names.BATCH_SIZE), _tokens(row),
-            Text(str(row.attributes.get(names.REPLICA, "")), style="dim"),
+            Text(_replica(row), style="dim"),
         )  # fmt: skip
     return Group(table, _legend(rows))
 
@@ -116,6 +116,11 @@ def _colour(row: Row) -> str:
 
 def _queue(row: Row) -> str:
     return f"{row.queue_s * 1000:.1f}" if names.QUEUE in row.attributes else ""
+
+
+def _replica(row: Row) -> str:
+    """What tells a replica from its siblings; the span's name says whose replica it is."""
+    return str(row.attributes.get(names.REPLICA, "")).rpartition("#")[2]
 
 
 def _shown(row: Row, name: str) -> str:
