@@ -32,6 +32,9 @@ class Bundle:
     record: bytes = b""  #: the import record (design D4b)
     env: Mapping[str, str] = field(default_factory=dict)  #: the user's environment variables
     dsn: str | None = None
+    postgres_home: str | None = (
+        None  #: of the embedded Postgres that ``dsn`` names, when replicas can start it again; else None
+    )
     api_key: str | None = None
     config: Config = field(default_factory=Config)
 

@@ -92,8 +92,15 @@ def connect(chain: Any, *, name: str | None, slo_s: float | None) -> LocalConnec
     cluster, started = _cluster(paths)
     serve_control.connect(cluster)
     serve_control.start_serve(cluster)
+    home = str(paths.postgres) if dsn and "DATABASE_URL" not in os.environ and "RAY_ADDRESS" not in os.environ else None
     places = {"PATCHWORK_HOME": str(paths.home), "PATCHWORK_CACHE": str(paths.cache)}
-    bundle = Bundle(release, env={**captured_environment(os.environ, config.env), **places}, dsn=dsn, config=config)
+    bundle = Bundle(
+        release,
+        env={**captured_environment(os.environ, config.env), **places},
+        dsn=dsn,
+        postgres_home=home,
+        config=config,
+    )
     try:
         serve_control.run_app(bundle, cluster, SilentProgress(), route_prefix=None, timeout_s=READY_TIMEOUT_S)
     except BaseException:

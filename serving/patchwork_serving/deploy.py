@@ -109,6 +109,7 @@ def _start(options: DeployOptions, config: Config, name: str, progress: Progress
         record=built.record,
         env=_environment(config, paths, remote),
         dsn=built.dsn,
+        postgres_home=str(paths.postgres) if built.dsn and "DATABASE_URL" not in os.environ and not remote else None,
         api_key=os.environ.get("PATCHWORK_API_KEY") or None,
         config=config,
     )

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
 from typing import Any
 
 from patchwork_scheduler.policies import policy_by_name
@@ -104,9 +105,8 @@ def build(spec: ComponentSpec, bundle: Bundle) -> BatchEngine | ContinuousEngine
         case "pgvector":
             from patchwork_serving.components.retriever import RetrieverEngine
 
-            assert bundle.dsn is not None, "a release with collections is deployed with a database"
             collections = {c.name: c for c in bundle.release.collections}
-            return RetrieverEngine(bundle.dsn, collections, pool_size=bundle.config.store.pool_size)
+            return RetrieverEngine(dsn_of(bundle), collections, pool_size=bundle.config.store.pool_size)
         case "own":
             from patchwork_serving.components.own import OwnEngine
 
@@ -115,3 +115,13 @@ def build(spec: ComponentSpec, bundle: Bundle) -> BatchEngine | ContinuousEngine
             from patchwork_serving.components.factory import build_engine
 
             return build_engine(spec, bundle.config)
+
+
+def dsn_of(bundle: Bundle) -> str | Callable[[], str]:
+    """The database's URL. The embedded server is started again when it is gone: nobody else watches over it."""
+    assert bundle.dsn is not None, "a release with collections is deployed with a database"
+    if bundle.postgres_home is None:
+        return bundle.dsn
+    from patchwork_serving.store.embedded import EmbeddedPostgres
+
+    return EmbeddedPostgres(Path(bundle.postgres_home)).start

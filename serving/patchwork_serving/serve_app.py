@@ -72,7 +72,8 @@ def _without_user_code(bundle: Bundle, with_store: bool) -> Bundle:
         bundle.release, components=(), settings={}, created_at="", slo_s=None, ingress_replicas=1,
         collections=bundle.release.collections if with_store else (),
     )  # fmt: skip
-    return Bundle(release, env=env, dsn=bundle.dsn if with_store else None, config=config)
+    kept = Bundle(release, env=env, config=config)
+    return dataclasses.replace(kept, dsn=bundle.dsn, postgres_home=bundle.postgres_home) if with_store else kept
 
 
 def _options(name: str, replicas: int, num_cpus: float, num_gpus: float) -> dict[str, Any]:
