@@ -51,6 +51,7 @@ class Ingress:
             max_batch_inputs=config.gateway.max_batch_inputs,
             default_slo_s=self._bundle.release.slo_s,
             capture_content=config.gateway.capture_content,
+            server_echoes_request_id=True,
         )
         app = build_gateway(
             self._orchestrator,

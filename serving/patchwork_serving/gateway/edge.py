@@ -35,6 +35,7 @@ class Edge:
         self._app = app
         self._prefix = f"/{settings.name}"
         self._api_key = settings.api_key
+        self._adds_request_id = not settings.server_echoes_request_id
         self._metrics = metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -50,7 +51,8 @@ class Edge:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                MutableHeaders(scope=message)[REQUEST_ID_HEADER] = request_id
+                if self._adds_request_id:
+                    MutableHeaders(scope=message)[REQUEST_ID_HEADER] = request_id
             await send(message)
 
         try:

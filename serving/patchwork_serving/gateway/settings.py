@@ -53,6 +53,9 @@ class GatewaySettings:
     capture_content: bool = (
         False  #: and ``x-patchwork-trace: content`` with the prompts and documents of that request too
     )
+    server_echoes_request_id: bool = (
+        False  #: Ray Serve's proxy adds ``x-request-id`` to each answer; a second one would join it
+    )
     heartbeat_s: float = (
         15.0  #: silence after which a stream sends a comment: proxies close idle connections after 30-60 s
     )

@@ -56,6 +56,11 @@ async def test_a_request_id_is_echoed_and_an_unsafe_one_replaced() -> None:
         assert (await http.get("/nowhere")).headers["x-request-id"]
 
 
+async def test_a_server_that_echoes_request_ids_is_left_to_do_so() -> None:
+    async with client(gateway(server_echoes_request_id=True)) as http:
+        assert "x-request-id" not in (await http.get("/livez", headers={"x-request-id": "abc-1"})).headers
+
+
 async def test_the_chain_runs_in_the_context_of_its_request() -> None:
     runner = LcelRunner(rag_chain())
     traceparent = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
