@@ -171,7 +171,8 @@ def _generate(cls: type, slot: Slot, spec: LeafSpec, overrides: Mapping[str, Ove
             namespace["__slots__"] = ()
         for name, override in overrides.items():
             method = _gated(cls, holder, slot, name, override)
-            namespace[name] = spec.wrap(name, method) if spec.wrap is not None else method
+            original = inspect.getattr_static(cls, name, None)
+            namespace[name] = spec.wrap(name, original, method) if spec.wrap is not None else method
         namespace["__reduce_ex__"] = _reduce_as(cls, holder)
 
     holder["cls"] = generated = types.new_class(cls.__name__, (cls,), {}, body)

@@ -205,6 +205,22 @@ def _opaque(walked: _Walked, roots: Iterable[int], leaf_keys: frozenset[int]) ->
                 path,
                 f"{what} ({type(value).__module__}.{type(value).__qualname__}): its calls stay in the orchestrator",
             )
+        elif isinstance(value, FunctionType):
+            yield from _made_per_call(path, value)
+
+
+def _made_per_call(path: str, function: FunctionType) -> Iterator[Opaque]:
+    """Leaves that a function of the user's constructs each time it runs: there is no object to swap yet."""
+    if not is_user_module(function.__module__):
+        return
+    for name in _global_names(function.__code__):
+        cls = function.__globals__.get(name)
+        spec = spec_for(cls) if isinstance(cls, type) else None
+        if spec is not None and not is_user_module(cls.__module__):
+            where = (
+                "requests for hosted models go to components" if spec.speaks_openai else "it runs in the orchestrator"
+            )
+            yield Opaque(path, f"may construct a {name} on every call: {where}")
 
 
 def _global_roots(module: ModuleType | None, chain: Any) -> Iterator[Step]:

@@ -43,13 +43,17 @@ def _openai_clients(leaf: Any) -> Iterable[Any]:
     return [client for name in ("_client", "_aclient") if (client := private.get(name)) is not None]
 
 
-def _with_events(name: str, method: Callable[..., Any]) -> Callable[..., Any]:
-    """Overrides replace decorated methods; without this, event handlers would no longer see the calls."""
-    from llama_index.core.llms.callbacks import llm_chat_callback, llm_completion_callback
+def _with_events(name: str, original: Any, override: Callable[..., Any]) -> Callable[..., Any]:
+    """Overrides replace methods that the class has decorated; event handlers must go on seeing their calls."""
+    from llama_index.core.llms import callbacks
 
-    wraps = {**dict.fromkeys(_CHAT, llm_chat_callback), **dict.fromkeys(_COMPLETION, llm_completion_callback)}
-    wrapped: Callable[..., Any] = wraps[name]()(method) if name in wraps else method
-    return wrapped
+    if getattr(getattr(original, "__code__", None), "co_filename", None) != callbacks.__file__:
+        return override
+    # the decorators take a function with this mark for one that another decorator has done already, and then add nothing
+    override.__dict__.pop("__wrapped__", None)
+    decorate = callbacks.llm_chat_callback() if name in _CHAT else callbacks.llm_completion_callback()
+    decorated: Callable[..., Any] = decorate(override)
+    return decorated
 
 
 def _is_light(cls: type) -> bool:

@@ -27,10 +27,10 @@ class Facts:
 
     model: str | None = None
     base_url: str | None = None  #: of an HTTP API that the leaf speaks to; None: it works in the process
-    options: Mapping[str, Any] = field(
-        default_factory=dict
-    )  #: what the engine must know, such as pooling or normalisation
-    why_own: str | None = None  #: a setting of this object that its class's engine cannot reproduce: it runs the own way
+    #: what the engine must know, such as pooling or normalisation
+    options: Mapping[str, Any] = field(default_factory=dict)
+    #: a setting of this object that its class's engine cannot reproduce: it runs the own way
+    why_own: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +56,10 @@ def _no_clients(leaf: Any) -> Iterable[Any]:
     return ()
 
 
+def _no(_: Any) -> bool:
+    return False
+
+
 @dataclass(frozen=True, slots=True)
 class LeafSpec:
     cls: str  #: ``module.Class``; the spec is for it and for classes derived from it that have no nearer one
@@ -70,14 +74,12 @@ class LeafSpec:
     engine: str | None = None  #: the engine that can stand in for the class, None if none can
     engine_methods: EngineMethods | None = None
     export: Callable[[Any], ExportedStore] | None = None  #: for stores that live in the process
-    is_empty: Callable[[Any], bool] = lambda leaf: False  #: a store without content stays where it is: there is nothing to search
-    is_light: Callable[[type], bool] = lambda cls: False  #: classes whose work is too small to move
-    returns_stream: frozenset[str] = (
-        frozenset()
-    )  #: methods of the cut that return an iterator of chunks without being generators
-    wrap: Callable[[str, Callable[..., Any]], Callable[..., Any]] | None = (
-        None  #: decorates an override as the class does
-    )
+    is_empty: Callable[[Any], bool] = _no  #: a store without content stays where it is: there is nothing to search
+    is_light: Callable[[type], bool] = _no  #: classes whose work is too small to move
+    #: methods of the cut that return an iterator of chunks without being generators
+    returns_stream: frozenset[str] = frozenset()
+    #: ``wrap(name, original, override)``: the override, decorated as the class decorates its own
+    wrap: Callable[[str, Any, Callable[..., Any]], Callable[..., Any]] | None = None
 
 
 @dataclass(frozen=True, slots=True)

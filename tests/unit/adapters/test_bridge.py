@@ -90,7 +90,7 @@ async def test_errors_arrive_after_the_frames_before_them(bridge: Bridge) -> Non
     got = []
     with pytest.raises(ComponentUnavailable):
         async for frame in bridge.astream(call(method="fail")):
-            got.append(frame)  # noqa: PERF401
+            got.append(frame)
     assert got == [b"a", b"b", b"c"]
 
 

@@ -9,9 +9,21 @@ import pytest
 
 import patchwork_adapters
 
-HEAVY = "ray psycopg torch vllm langchain_core llama_index langgraph openai numpy httpx pydantic".split()
+HEAVY = [
+    "ray",
+    "psycopg",
+    "torch",
+    "vllm",
+    "langchain_core",
+    "llama_index",
+    "langgraph",
+    "openai",
+    "numpy",
+    "httpx",
+    "pydantic",
+]
 #: May use a framework, but not the cluster, the database or a model engine.
-FREE = "swap walk target record bridge codec openai_cut recorder placement topology own".split()
+FREE = ["swap", "walk", "target", "record", "bridge", "codec", "openai_cut", "recorder", "placement", "topology", "own"]
 
 
 def imported_by(statement: str) -> set[str]:

@@ -137,6 +137,17 @@ def test_raw_clients_are_named_as_opaque() -> None:
     client.close()
 
 
+def constructs(x: Any) -> Any:
+    return GenericFakeChatModel(messages=iter(["a"])).invoke(x)
+
+
+def test_a_function_that_constructs_a_model_per_call_is_named() -> None:
+    (opaque,) = walk(RunnableLambda(constructs)).opaque
+    assert (opaque.where, opaque.why) == (
+        "chain.func", "may construct a GenericFakeChatModel on every call: it runs in the orchestrator",
+    )  # fmt: skip
+
+
 def test_a_graphs_leaves_are_found_through_its_nodes() -> None:
     graph = pytest.importorskip("langgraph.graph")
     llm = model()

@@ -3,6 +3,7 @@ from typing import Any
 from llama_index.core import VectorStoreIndex
 from llama_index.core.base.embeddings.base import BaseEmbedding
 from llama_index.core.llms import CompletionResponse, CustomLLM, LLMMetadata
+from llama_index.core.llms.callbacks import llm_completion_callback
 from llama_index.core.postprocessor import LLMRerank, SimilarityPostprocessor
 from llama_index.core.schema import Document
 
@@ -28,11 +29,13 @@ class Echo(CustomLLM):
     def metadata(self) -> LLMMetadata:
         return LLMMetadata()
 
+    @llm_completion_callback()
     def complete(self, prompt: str, formatted: bool = False, **kwargs: Any) -> CompletionResponse:
         if "Doc: " in prompt or "Document 1" in prompt:  # the reranker's question
             return CompletionResponse(text="Doc: 2, Relevance: 7\nDoc: 1, Relevance: 3")
         return CompletionResponse(text=f"{self.note}{len(prompt)}")
 
+    @llm_completion_callback()
     def stream_complete(self, prompt: str, formatted: bool = False, **kwargs: Any) -> Any:
         def words() -> Any:
             text = ""
