@@ -93,6 +93,9 @@ def run(tmp_path: Path):
         if running.process.poll() is None:
             running.process.kill()
             running.process.communicate()
+        for stream in (running.process.stdout, running.process.stderr):
+            if stream is not None:
+                stream.close()
         if psutil.pid_exists(running.child):
             psutil.Process(running.child).kill()
 
