@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -20,7 +21,7 @@ def check_query(request: SearchRequest, dim: int) -> None:
             f"the query vector has shape {vector.shape} and collection {request.collection!r} has vectors of dimension {dim}; "
             "search with the embedding model that filled it"
         )
-    if not np.isfinite(vector).all():
+    if not math.isfinite(vector @ vector):
         raise StoreRefused(f"the query vector for collection {request.collection!r} holds NaN or infinity")
 
 

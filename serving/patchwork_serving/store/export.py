@@ -11,6 +11,7 @@ import json
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 import psycopg
@@ -24,14 +25,13 @@ from patchwork_serving.errors import StoreError, StoreRefused
 from patchwork_serving.release import Collection
 from patchwork_serving.store.checks import check_rows
 from patchwork_serving.store.connect import Connection, connect, mapped, set_up
-from patchwork_serving.store.extract import ExtractedRows, rows_of
 from patchwork_serving.store.pgvector import PgVectorStore
 from patchwork_serving.store.port import StoredCollection, document_of
 from patchwork_serving.store.queries import OPERATOR_CLASSES, literal, query, rows_table
-from patchwork_serving.store.recall import AT, CANDIDATES, choose, nearest, recall_of, sample_queries
+from patchwork_serving.store.recall import AT, CANDIDATES, Neighbours, choose, nearest, recall_of, sample_queries
 from patchwork_serving.store.rows import row_values
 
-__all__ = ["ExtractedRows", "Parity", "Progress", "export_collection", "parity_of", "rows_of"]
+__all__ = ["Parity", "Progress", "export_collection", "parity_of"]
 
 FORMAT = b"patchwork rows 1"  #: changes when what is written for the same rows changes
 MAX_INDEX_DIM = 4000  #: pgvector's limit for an index over half-precision vectors
@@ -55,7 +55,7 @@ class Parity:
     largest_score_difference: float
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)  # no slots: what is measured against is computed once, and only if it is needed
 class _Content:
     """What is exported, in the forms that the steps need."""
 
@@ -71,6 +71,15 @@ class _Content:
         has_zero = self.distance == "cosine" and bool((~self.vectors.any(axis=1)).any())
         fits = 0 < self.dim <= MAX_INDEX_DIM and float(np.abs(self.vectors).max(initial=0.0)) < MAX_HALF
         return len(self.rows) > 0 and fits and not has_zero
+
+    @cached_property
+    def queries(self) -> NDArray[np.float32]:
+        return sample_queries(self.vectors)
+
+    @cached_property
+    def neighbours(self) -> list[Neighbours]:
+        """True neighbours of the sampled queries."""
+        return nearest(self.queries, self.vectors, self.distance, AT)
 
     def digest(self) -> str:
         hashed = hashlib.blake2b(FORMAT, digest_size=20)
@@ -122,8 +131,7 @@ async def parity_of(
     found = await store.search_in(collection, [SearchRequest(collection.name, one, AT) for one in queries])
     same_ids = same_order = 0
     largest = 0.0
-    for one, hits in zip(queries, found, strict=True):
-        places, true = nearest(one, vectors, collection.distance, AT)
+    for (places, true), hits in zip(nearest(queries, vectors, collection.distance, AT), found, strict=True):
         ids = [hit.to_hit().id for hit in hits]
         wanted = [rows[place].id for place in places]
         same_ids += set(ids) == set(wanted)
@@ -246,13 +254,13 @@ async def _settle(
 
 async def _recall(store: PgVectorStore, collection: StoredCollection, content: _Content, progress: Progress) -> float:
     """Mean recall@10 of searches as they are served."""
-    queries = sample_queries(content.vectors)
+    queries = content.queries
     step = f"measuring recall with {collection.ef_search} candidates"
     progress(step, 0, len(queries))
     found = await store.search_in(collection, [SearchRequest(collection.name, one, AT) for one in queries])
     recalls = [
-        recall_of([hit.score for hit in hits], nearest(one, content.vectors, content.distance, AT)[1])
-        for one, hits in zip(queries, found, strict=True)
+        recall_of([hit.score for hit in hits], true.scores)
+        for hits, true in zip(found, content.neighbours, strict=True)
     ]
     progress(step, len(queries), len(queries))
     return float(np.mean(recalls))

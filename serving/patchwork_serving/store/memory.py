@@ -50,7 +50,7 @@ class MemoryStore:
 
     async def delete(self, collection: str, ids: Sequence[str] | None, timeout_s: float | None = None) -> int:
         rows = self._find(collection).rows
-        return sum(rows.pop(id_, None) is not None for id_ in set(ids or ()))
+        return sum(rows.pop(id_, None) is not None for id_ in set(rows if ids is None else ids))
 
     def _find(self, name: str) -> _Collection:
         try:

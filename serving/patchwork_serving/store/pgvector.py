@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import psycopg
@@ -25,10 +25,24 @@ from patchwork_serving.store.rows import Row, rank, row_values, storable, vector
 from patchwork_serving.store.statements import MAX_LIMIT, Settings, is_exact, milliseconds, settings_for, statement
 
 DEFAULT_TIMEOUT_S = 30.0
-MIN_PART = 4  #: searches that are worth a connection of their own
+MIN_PART = 8  #: searches that are worth a connection of their own
 MARGIN = 2  #: rows fetched beyond ``k``, to see whether the k-th is alone with its score
 
 T = TypeVar("T")
+
+
+class _Planned(NamedTuple):
+    """A search and how its first statement runs."""
+
+    search: Search
+    collection: StoredCollection
+    limit: int
+    exact: bool
+
+    @classmethod
+    def of(cls, search: Search, collection: StoredCollection) -> _Planned:
+        limit = search.request.k + MARGIN
+        return cls(search, collection, limit, is_exact(search.request, collection, limit))
 
 
 class PgVectorStore:
@@ -82,7 +96,7 @@ class PgVectorStore:
     async def search(self, searches: Sequence[Search]) -> list[list[Found] | Exception]:
         answers: list[list[Found] | Exception] = [[] for _ in searches]
         known = await self._collections_of(searches)
-        ready: list[tuple[int, Search, StoredCollection]] = []
+        ready: list[tuple[int, _Planned]] = []
         for place, search in enumerate(searches):
             collection = known[search.request.collection]
             if isinstance(collection, Exception):
@@ -90,10 +104,12 @@ class PgVectorStore:
             elif (refusal := _refusal(search, collection)) is not None:
                 answers[place] = refusal
             elif search.request.k > 0:
-                ready.append((place, search, collection))
-        ready.sort(key=lambda item: self._seconds(item[1].timeout_s))  # like deadlines share a part and its timeout
-        found = await self._in_parts([(search, collection) for _, search, collection in ready])
-        for (place, _, _), answer in zip(ready, found, strict=True):
+                ready.append((place, _Planned.of(search, collection)))
+        ready.sort(
+            key=lambda item: self._seconds(item[1].search.timeout_s)
+        )  # like deadlines share a part and its timeout
+        found = await self._in_parts([planned for _, planned in ready])
+        for (place, _), answer in zip(ready, found, strict=True):
             answers[place] = answer
         return answers
 
@@ -122,7 +138,7 @@ class PgVectorStore:
             async with connection.transaction():
                 await self._limit(connection, timeout_s)
                 await connection.execute(query("note_change"), {"id": found.id})
-                text = query("delete", rows=rows_table(found.id))
+                text = query("delete_all" if ids is None else "delete", rows=rows_table(found.id))
                 return (await connection.execute(text, {"ids": storable(ids or ())})).rowcount
 
         return await self._with_collection(collection, timeout_s, work)
@@ -150,7 +166,7 @@ class PgVectorStore:
         size = self.connections.size * MIN_PART
         found: list[list[Found]] = []
         for start in range(0, len(requests), size):
-            ready = [(Search(request), collection) for request in requests[start : start + size]]
+            ready = [_Planned.of(Search(request), collection) for request in requests[start : start + size]]
             for answer in await self._in_parts(ready):
                 if isinstance(answer, Exception):
                     raise answer
@@ -168,16 +184,16 @@ class PgVectorStore:
                 found[name] = error
         return found
 
-    async def _in_parts(self, searches: Sequence[tuple[Search, StoredCollection]]) -> list[list[Found] | Exception]:
+    async def _in_parts(self, searches: Sequence[_Planned]) -> list[list[Found] | Exception]:
         """Searches over as many connections as are worth it; answers in order."""
         count = max(1, min(self.connections.size, len(searches) // MIN_PART))
         parts = [part for part in np.array_split(np.arange(len(searches)), count) if len(part)]
         done = await asyncio.gather(*(self._part([searches[i] for i in part]) for part in parts))
         return [answer for part in done for answer in part]
 
-    async def _part(self, searches: Sequence[tuple[Search, StoredCollection]]) -> list[list[Found] | Exception]:
+    async def _part(self, searches: Sequence[_Planned]) -> list[list[Found] | Exception]:
         """Searches that share a connection, all in one pipeline; one by one if that fails."""
-        timeout_s = max(self._seconds(search.timeout_s) for search, _ in searches)
+        timeout_s = max(self._seconds(planned.search.timeout_s) for planned in searches)
 
         async def work(connection: Connection) -> list[list[Row]]:
             return await self._pipelined(connection, searches)
@@ -188,35 +204,28 @@ class PgVectorStore:
             return [error for _ in searches]
         except ServingError as error:
             if len(searches) > 1:
-                return [(await self._part([search]))[0] for search in searches]
-            return [await self._again(*searches[0]) if isinstance(error, UnknownCollection) else error]
-        return [await self._finish(*search, rows) for search, rows in zip(searches, fetched, strict=True)]
+                return [(await self._part([planned]))[0] for planned in searches]
+            return [await self._again(searches[0]) if isinstance(error, UnknownCollection) else error]
+        return [await self._finish(planned, rows) for planned, rows in zip(searches, fetched, strict=True)]
 
-    async def _pipelined(
-        self, connection: Connection, searches: Sequence[tuple[Search, StoredCollection]]
-    ) -> list[list[Row]]:
+    async def _pipelined(self, connection: Connection, searches: Sequence[_Planned]) -> list[list[Row]]:
         cursors = []
         settings: Settings | None = None
         async with connection.pipeline():
-            for search, collection in searches:
+            for search, collection, limit, exact in searches:
                 wanted = settings_for(self._seconds(search.timeout_s), collection, settings)
                 if wanted != settings:
                     settings = wanted
                     await connection.execute(query("settings"), wanted.values())
-                limit = search.request.k + MARGIN
-                text, values = statement(
-                    search.request, collection, limit, exact=is_exact(search.request, collection, limit)
-                )
+                text, values = statement(search.request, collection, limit, exact=exact)
                 cursor = connection.cursor(binary=True)
                 await cursor.execute(text, values, prepare=True)
                 cursors.append(cursor)
         return [await cursor.fetchall() for cursor in cursors]
 
-    async def _finish(self, search: Search, collection: StoredCollection, rows: list[Row]) -> list[Found] | Exception:
+    async def _finish(self, planned: _Planned, rows: list[Row]) -> list[Found] | Exception:
         """Rank what came back, asking for more while rows beyond the last may belong before it."""
-        request = search.request
-        limit = request.k + MARGIN
-        exact = is_exact(request, collection, limit)
+        (request, timeout_s), collection, limit, exact = planned
         while True:
             ranking = rank(rows, request, collection, half=not exact)
             if not exact and len(rows) < request.k:
@@ -227,7 +236,7 @@ class PgVectorStore:
             else:
                 return ranking.found
             try:
-                rows = await self._single(request, collection, limit, exact, search.timeout_s)
+                rows = await self._single(request, collection, limit, exact, timeout_s)
             except ServingError as error:
                 return error
 
@@ -240,19 +249,19 @@ class PgVectorStore:
 
         return await self._attempt(work, timeout_s)
 
-    async def _again(self, search: Search, collection: StoredCollection) -> list[Found] | Exception:
+    async def _again(self, planned: _Planned) -> list[Found] | Exception:
         """The collection's table is gone: a new export replaced it, so look it up anew."""
-        self._known.pop(collection.name, None)
+        search, old = planned.search, planned.collection
+        self._known.pop(old.name, None)
         try:
-            fresh = await self._known_collection(collection.name)
-            if fresh.id == collection.id:
-                return UnknownCollection(f"collection {collection.name!r} lost its rows; deploy the application again")
-            limit = search.request.k + MARGIN
-            exact = is_exact(search.request, fresh, limit)
-            rows = await self._single(search.request, fresh, limit, exact, search.timeout_s)
+            fresh = await self._known_collection(old.name)
+            if fresh.id == old.id:
+                return UnknownCollection(f"collection {old.name!r} lost its rows; deploy the application again")
+            again = _Planned.of(search, fresh)
+            rows = await self._single(search.request, fresh, again.limit, again.exact, search.timeout_s)
         except ServingError as error:
             return error
-        return await self._finish(search, fresh, rows)
+        return await self._finish(again, rows)
 
     # -- running -------------------------------------------------------------------------------------------------------------------
 

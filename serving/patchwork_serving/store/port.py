@@ -63,7 +63,7 @@ class VectorStore(Protocol):
         ...
 
     async def delete(self, collection: str, ids: Sequence[str] | None, timeout_s: float | None = None) -> int:
-        """Delete rows and return how many there were. ``None`` deletes nothing, as ``InMemoryVectorStore.delete(None)`` does."""
+        """Delete these rows, or all with ``None``; returns how many there were."""
         ...
 
 

@@ -98,6 +98,9 @@ SET text = excluded.text, metadata = excluded.metadata, document = excluded.docu
 -- name: delete
 DELETE FROM {rows} WHERE id = ANY(%(ids)s);
 
+-- name: delete_all
+DELETE FROM {rows};
+
 -- name: note_change
 UPDATE patchwork.collections SET content_hash = NULL WHERE id = %(id)s AND content_hash IS NOT NULL;
 

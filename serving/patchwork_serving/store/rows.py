@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from patchwork_adapters.operations import SearchRequest, StoredRow
 from patchwork_serving.store.documents import filter_form, searchable
 from patchwork_serving.store.port import Found, StoredCollection
-from patchwork_serving.store.scores import best_first, scores, tolerance
+from patchwork_serving.store.scores import scores, tolerance
 
 Row = tuple[int, bytes, bytes]  #: seq, document, vector as pgvector sends it
 
@@ -32,14 +32,15 @@ def storable(ids: Sequence[str]) -> list[str]:
     return [id_ for id_ in ids if "\0" not in id_]
 
 
-def matrix(rows: Sequence[Row]) -> NDArray[np.float32]:
-    """Vectors as pgvector sends them: two 16-bit numbers (dimension, unused), then big-endian floats."""
-    numbers = np.frombuffer(b"".join(row[2] for row in rows), dtype=">f4")
-    return numbers.reshape(len(rows), -1)[:, 1:].astype(np.float32)
-
-
 def vector_of(data: bytes) -> NDArray[np.float32]:
+    """A vector as pgvector sends it: two 16-bit numbers (dimension, unused), then big-endian floats."""
     return np.frombuffer(data, dtype=">f4")[1:].astype(np.float32)
+
+
+def matrix(rows: Sequence[Row]) -> NDArray[np.float64]:
+    """The vectors of all rows (n, dim), exactly as stored."""
+    numbers = np.frombuffer(b"".join([row[2] for row in rows]), dtype=">f4")
+    return numbers.reshape(len(rows), -1)[:, 1:].astype(np.float64)
 
 
 class Ranking(NamedTuple):
@@ -52,11 +53,12 @@ def rank(rows: Sequence[Row], request: SearchRequest, collection: StoredCollecti
     if not rows:
         return Ranking([], False)
     vectors = matrix(rows)
-    found = scores(request.vector, vectors, collection.distance)
-    order = best_first(found, np.fromiter((row[0] for row in rows), np.int64, len(rows)))
+    found = scores(request.vector, vectors, collection.distance).tolist()
+    order = sorted(range(len(rows)), key=lambda i: (-found[i], rows[i][0]))
     last = order[min(request.k, len(rows)) - 1]
     slack = tolerance(request.vector, vectors, collection.distance, half=half)
     hits = [
-        Found(rows[i][1], float(found[i]), vectors[i] if request.with_vectors else None) for i in order[: request.k]
+        Found(rows[i][1], found[i], vectors[i].astype(np.float32) if request.with_vectors else None)
+        for i in order[: request.k]
     ]
-    return Ranking(hits, bool(found[last] - found[order[-1]] <= slack))
+    return Ranking(hits, found[last] - found[order[-1]] <= slack)

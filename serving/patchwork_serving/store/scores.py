@@ -6,6 +6,8 @@ two close neighbours around.
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
@@ -23,9 +25,13 @@ def scores(query: ArrayLike, vectors: NDArray[np.floating], distance: str) -> ND
     many = np.asarray(vectors, dtype=np.float64)
     match distance:
         case "cosine":
-            with np.errstate(divide="ignore", invalid="ignore"):
-                similarity = (many @ one) / (np.linalg.norm(many, axis=1) * np.linalg.norm(one))
-            found = np.where(np.isfinite(similarity), similarity, 0.0)
+            lengths = np.sqrt(np.einsum("ij,ij->i", many, many)) * math.sqrt(one @ one)
+            dots = many @ one
+            found = (
+                dots / lengths
+                if lengths.all()
+                else np.divide(dots, lengths, out=np.zeros_like(dots), where=lengths > 0)
+            )
         case "inner_product":
             found = many @ one
         case "l2":

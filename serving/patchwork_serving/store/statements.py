@@ -48,8 +48,9 @@ def statement(request: SearchRequest, collection: StoredCollection, limit: int, 
 
 def is_exact(request: SearchRequest, collection: StoredCollection, limit: int) -> bool:
     """Whether to scan: the index was not good enough, the ids are given, the limit is beyond it, or the query has no direction."""
-    is_zero = collection.distance == "cosine" and not np.any(request.vector)
-    return collection.exact or request.ids is not None or limit > MAX_LIMIT or is_zero
+    if collection.exact or request.ids is not None or limit > MAX_LIMIT:
+        return True
+    return collection.distance == "cosine" and not request.vector.any()
 
 
 def settings_for(timeout_s: float, collection: StoredCollection, current: Settings | None) -> Settings:
