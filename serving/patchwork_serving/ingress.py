@@ -61,7 +61,7 @@ class Ingress:
             cancel_elsewhere=self._cancel_elsewhere,
         )
         self._gateway = app.state.gateway
-        return _without_request_id(app)
+        return app
 
     async def cancel_run(self, run_id: str) -> bool:
         """Cancel a run of this process; called by the other ingress replicas."""
@@ -95,18 +95,3 @@ class Ingress:
         await asyncio.to_thread(self._tracing.close)
         with contextlib.suppress(Exception):  # Ray may be going down around us
             await asyncio.to_thread(board.withdraw, self._bundle.release.name, self._replica)
-
-
-def _without_request_id(app: Any) -> Any:
-    """Serve's proxy answers with ``x-request-id`` itself, with the same id that it gave us; two headers of a name are one too many."""
-
-    async def wrapped(scope: Any, receive: Any, send: Any) -> None:
-        async def send_once(message: Any) -> None:
-            if message["type"] == "http.response.start":
-                headers = [pair for pair in message.get("headers", ()) if pair[0].lower() != b"x-request-id"]
-                message = {**message, "headers": headers}
-            await send(message)
-
-        await app(scope, receive, send_once)
-
-    return wrapped

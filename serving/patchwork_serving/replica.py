@@ -35,7 +35,7 @@ class ComponentReplica:
         self._name = f"{spec.id}#{context.replica_id.unique_id}"
         self._tracing = open_tracing(bundle.release.name, spec.id)
         self._telemetry = ReplicaTelemetry(self._tracing, spec.id)
-        engine = build(spec, bundle)
+        engine = await asyncio.to_thread(build, spec, bundle)  # may fetch a model
         continuous = isinstance(engine, ContinuousEngine)
         queue = CallQueue(
             policy_by_name("fifo"),

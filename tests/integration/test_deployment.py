@@ -36,7 +36,7 @@ def wait_until_idle(url: str, timeout_s: float = 30.0) -> None:
     deadline = time.monotonic() + timeout_s
     rows = []
     while time.monotonic() < deadline:
-        rows = httpx.get(f"{url}/info").json()["replicas"]
+        rows = httpx.get(f"{url}/info").json()["status"]["replicas"]
         if rows and all(row["queued"] == row["running"] == 0 for row in rows):
             return
         time.sleep(0.5)
@@ -123,8 +123,7 @@ async def test_postgres_that_restarts_under_load_costs_at_most_a_retryable_answe
         answers = await asyncio.gather(*tasks)
         assert {a.status_code for a in answers} <= {200, 503}
         assert all("retry-after" in a.headers for a in answers if a.status_code == 503)
-        started = await asyncio.to_thread(home.run, "doctor", "--json")
-        assert started.returncode in (0, 1)
+        assert (await ask(QUESTIONS[6])).status_code == 200
 
 
 def test_deploying_the_same_again_replaces_no_replica(home: Home, url: str) -> None:
