@@ -1,1 +1,24 @@
 """Its place puts ``tests/`` on the import path, so that tests of all folders can import ``kit``."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def postgres_dsn() -> Iterator[str]:
+    """A real embedded Postgres with pgvector for the whole session, its data thrown away afterwards."""
+    from patchwork_serving.store.embedded import EmbeddedPostgres
+
+    # short, because socket paths are; open, because pytest's own folders keep the account that runs Postgres for root out
+    with tempfile.TemporaryDirectory(prefix="pw-test-") as folder:
+        Path(folder).chmod(0o755)
+        server = EmbeddedPostgres(Path(folder) / "pg")
+        try:
+            yield server.start()
+        finally:
+            server.stop()
