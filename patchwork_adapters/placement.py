@@ -55,7 +55,7 @@ class ByProtocol:
                 if is_ours
                 else Placement("external", "external", facts.model)
             )
-        if leaf.spec.engine is not None and leaf.spec.engine_methods is not None:
+        if leaf.spec.engine is not None and leaf.spec.engine_methods is not None and facts.why_own is None:
             return Placement("engine", leaf.spec.engine, facts.model)
         if not leaf.spec.cut(type(leaf.obj)):
             return Stay(f"{leaf.cls} defines none of the methods that are called from outside")

@@ -22,7 +22,6 @@ from patchwork_adapters.leaves.huggingface_calls import (
     aembed,
     ask_all,
     embed,
-    length_option,
     register_like,
     text_of,
 )
@@ -30,6 +29,7 @@ from patchwork_adapters.leaves.huggingface_fields import (
     PIPELINE_DEFAULTS,
     Encoding,
     Unmapped,
+    cross_encoder_options,
     encoding,
     pipeline_text,
     sampling,
@@ -172,7 +172,7 @@ def _generation_chunk(text: str) -> Any:
 
 
 def _cross_encoder_facts(leaf: Any) -> Facts:
-    return Facts(model=leaf.model_name, options=length_option(leaf.model_kwargs))
+    return Facts(model=leaf.model_name, options=cross_encoder_options(leaf.model_name, leaf.model_kwargs))
 
 
 def _cross_encoder_methods(cls: type) -> Methods:

@@ -94,10 +94,3 @@ class RemoteCrossEncoder:
         if not pairs:
             raise ValueError("no pairs to score")
         return self._leaf.ask("score", {"pairs": [tuple(pair) for pair in pairs]}, size=len(pairs))
-
-
-def length_option(kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    unknown = set(kwargs) - {"max_length", "device", "revision", "token", "local_files_only", "cache_folder"}
-    if unknown:
-        raise Unmapped(f"cross-encoder: {', '.join(sorted(unknown))}")
-    return {"max_length": kwargs["max_length"]} if kwargs.get("max_length") else {}

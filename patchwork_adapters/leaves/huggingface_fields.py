@@ -149,6 +149,25 @@ def pipeline_text(prompt: str, completion: str, settings: Mapping[str, Any], *, 
     return text[len(prompt) :] if skip_prompt else text
 
 
+# ---- cross-encoders: sentence_transformers.CrossEncoder.predict
+
+_CROSS_ENCODER_MEANINGLESS = frozenset({"device", "revision", "token", "local_files_only", "cache_folder"})
+
+
+def cross_encoder_options(model: str, kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """What an engine must know to score as ``CrossEncoder(model, **kwargs).predict(pairs)``: one label, squashed by the sigmoid."""
+    _refuse_unknown("cross-encoder", kwargs, _CROSS_ENCODER_MEANINGLESS | {"max_length", "trust_remote_code"})
+    config = folder_json(model, "config.json")
+    if config and len(config.get("id2label") or "..") != 1:  # transformers leaves out its default of two labels
+        raise Unmapped("a cross-encoder with several labels")
+    own = (config.get("sentence_transformers") or {}).get(
+        "activation_fn", config.get("sbert_ce_default_activation_function")
+    )
+    if own is not None and not str(own).endswith("Sigmoid"):
+        raise Unmapped(f"a cross-encoder that ends in {str(own).rpartition('.')[2]}")
+    return {"max_length": int(kwargs["max_length"])} if kwargs.get("max_length") else {}
+
+
 # ---- files of a model folder
 
 

@@ -14,11 +14,17 @@ from patchwork_adapters.leaves.huggingface_calls import (
     RemoteCrossEncoder,
     aembed,
     embed,
-    length_option,
     register_like,
     text_of,
 )
-from patchwork_adapters.leaves.huggingface_fields import Encoding, Unmapped, encoding, folder_json, sampling
+from patchwork_adapters.leaves.huggingface_fields import (
+    Encoding,
+    Unmapped,
+    cross_encoder_options,
+    encoding,
+    folder_json,
+    sampling,
+)
 from patchwork_adapters.leaves.spec import Facts
 
 
@@ -155,7 +161,7 @@ def _completion_piece(text: str, delta: str) -> Any:
 
 def _rerank_facts(leaf: Any) -> Facts:
     settings = {"max_length": 512, **getattr(leaf, "cross_encoder_kwargs", {})}  # the class's own default
-    return Facts(model=leaf.model, options=length_option(settings))
+    return Facts(model=leaf.model, options=cross_encoder_options(leaf.model, settings))
 
 
 def _rerank_methods(cls: type) -> Methods:
