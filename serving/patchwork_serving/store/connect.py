@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ from psycopg import AsyncConnection
 from psycopg import errors as pg
 from psycopg.adapt import Dumper
 from psycopg.conninfo import conninfo_to_dict
-from psycopg.pq import Format
+from psycopg.pq import Format, PGconn, Ping
 from psycopg.types import TypeInfo
 from psycopg_pool import AsyncConnectionPool, PoolTimeout
 
@@ -72,6 +73,12 @@ async def check_server(dsn: str) -> ServerFacts:
         async with await connect(dsn) as connection:
             version = await _extension(connection)
             facts = ServerFacts(place, connection.info.parameter_status("server_version") or "?", version or "")
+    except psycopg.OperationalError as error:
+        if error.sqlstate is None and await asyncio.to_thread(_takes_connections, dsn):
+            raise StoreUnreachable(
+                f"the server of {place} answers and refuses this user, password or database; correct DATABASE_URL"
+            ) from error
+        raise mapped(error, place) from error
     except psycopg.Error as error:
         raise mapped(error, place) from error
     if not version:
@@ -79,6 +86,11 @@ async def check_server(dsn: str) -> ServerFacts:
     if tuple(int(part) for part in version.split(".")[:2]) < MIN_PGVECTOR:
         raise StoreWithoutPgvector(f"the database {place} has pgvector {version}; {REMEDY}")
     return facts
+
+
+def _takes_connections(dsn: str) -> bool:
+    """Whether there is a server: a refused login carries no code that would tell it from a refused connection."""
+    return PGconn.ping(dsn.encode()) == Ping.OK
 
 
 async def connect(dsn: str) -> Connection:
@@ -164,10 +176,10 @@ def mapped(error: psycopg.Error, place: str) -> StoreError | ServingError:
             return UnknownCollection(
                 f"the database {place} does not have the collection's tables; deploy the application again"
             )
-        case pg.InvalidPassword() | pg.InvalidAuthorizationSpecification():
-            return StoreUnreachable(f"the database {place} refused user or password; correct DATABASE_URL")
-        case pg.InvalidCatalogName():
-            return StoreUnreachable(f"the server has no database {place}; create it or correct DATABASE_URL")
+        case pg.InvalidAuthorizationSpecification() | pg.InvalidCatalogName():
+            return StoreUnreachable(
+                f"the server of {place} refuses this user, password or database; correct DATABASE_URL"
+            )
         case pg.InsufficientPrivilege():
             return StoreError(f"the database {place} does not let this user do that; grant CREATE on the database")
         case pg.DiskFull():
