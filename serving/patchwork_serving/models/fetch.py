@@ -17,7 +17,7 @@ from patchwork_serving.models import checksum
 from patchwork_serving.models.download import disk_errors, download, require_space, sha256_of
 from patchwork_serving.models.index import install_into, locate_wheel
 from patchwork_serving.models.packaged import PackagedModel, WheelFile, installed_file, packaged_by_name
-from patchwork_serving.models.registry import ResolvedModel, cache_folder, resolve
+from patchwork_serving.models.registry import ModelFiles, ResolvedModel, cache_folder, resolve
 from patchwork_serving.models.requant import requantize
 from patchwork_serving.progress import ProgressSink, SilentProgress, step
 
@@ -64,6 +64,16 @@ def ensure(
     if model.path.is_file():
         checksum.verify(model.path, _remedy(model.name))
     return model
+
+
+def files_of(
+    name: str, models: Mapping[str, ModelConfig], paths: Paths, progress: ProgressSink | None = None
+) -> ModelFiles:
+    """What an engine loads, after :func:`ensure`."""
+    model = ensure(name, models, paths, progress)
+    if model.path is None:
+        raise SetupError(f"the weights of {name} are not here; fetch them with `patchwork models pull {name}`")
+    return ModelFiles(model.path, model.tokenizer)
 
 
 def _remedy(name: str) -> str:
@@ -126,7 +136,8 @@ def _original(source: WheelFile, folder: Path, scratch: Path, progress: Progress
         found = scratch / source.member
     if not found.is_file() or sha256_of(found) != source.member_sha256:
         raise ModelCorrupt(
-            f"{source.requirement} does not hold the expected {Path(source.member).name}; look at the index that uv or pip is configured with"
+            f"{source.requirement} does not hold the expected {Path(source.member).name}; "
+            "look at the index that uv or pip is configured with"
         )
     return found
 

@@ -62,7 +62,9 @@ def install_into(requirement: str, folder: Path, env: Mapping[str, str] = os.env
     faults = []
     for installer in installers(env):
         sub = ("pip", "install") if installer.name == "uv" else ("install", "--ignore-installed")
-        command = (*installer.command, *sub, "--quiet", "--no-deps", "--only-binary", ":all:", "--target", str(folder), requirement)  # fmt: skip
+        command = (
+            *installer.command, *sub, "--quiet", "--no-deps", "--only-binary", ":all:", "--target", str(folder), requirement,
+        )  # fmt: skip
         try:
             _run(command, env, INSTALL_TIMEOUT_S)
             return

@@ -6,10 +6,10 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from patchwork_serving.config import ModelConfig, Paths
 from patchwork_serving.errors import ModelUnknown
@@ -34,6 +34,17 @@ _KIND_OF_ENGINE: Mapping[EngineName, ModelKind] = {
 }
 #: Where exporters put the graph inside a model folder, the best first.
 _ONNX_NAMES = ("model.onnx", "onnx/model.onnx", "model_quantized.onnx", "onnx/model_quantized.onnx")
+
+
+class ModelFiles(NamedTuple):
+    """What an engine loads."""
+
+    path: Path  #: a file, or a folder for engines that read Hugging Face folders
+    tokenizer: Path | None = None  #: ``tokenizer.json``, when it is not beside ``path``
+
+
+#: Gives the files when an engine starts, fetching them first where needed. Blocks.
+Locate = Callable[[], ModelFiles]
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +113,8 @@ def _by_source(name: str, source: str, paths: Paths, gpu: bool, engine: EngineNa
     if source.startswith("hf:"):
         return _hub(name, source, paths, gpu, engine)
     path = Path(source).expanduser()
-    return _local(name, path.absolute(), paths, gpu, engine) if _looks_like_path(source, path) else None
+    # replicas have another working directory, so a path is known by its whole name
+    return _local(str(path.absolute()), path.absolute(), paths, gpu, engine) if _looks_like_path(source, path) else None
 
 
 def _looks_like_path(source: str, path: Path) -> bool:

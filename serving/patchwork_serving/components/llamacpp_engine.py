@@ -1,0 +1,299 @@
+"""LLMs on llama.cpp, in this process, with continuous batching.
+
+xllamacpp runs llama.cpp's own server on threads of this process. It is spoken to over loopback HTTP with a key of its own, not through its
+Python callbacks: a callback holds a thread per call and the interpreter's lock per token, and a call without a stream could not be aborted.
+
+One *shard* is one such server. On CPUs several shards of one thread each serve a full load better than one server of many threads: threads
+of one server meet at a barrier after each of some 450 operations a token, and whoever is late delays all (``docs/decisions``). A lone
+request is slower that way, so the number of shards is a setting.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import secrets
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import httpx
+import orjson
+
+from patchwork_adapters import codec
+from patchwork_adapters.protocol import HttpResponse, decode_request, encode_response
+from patchwork_serving.components.engine import EngineCall
+from patchwork_serving.errors import EngineDied, EngineRefused, ModelCorrupt
+from patchwork_serving.models.registry import Locate
+
+log = logging.getLogger(__name__)
+
+#: Routes that are offered, by method of the protocol way and by operation of the engine way.
+_ROUTES = {
+    "POST /v1/chat/completions": "/v1/chat/completions",
+    "POST /v1/completions": "/v1/completions",
+    "POST /v1/responses": "/v1/responses",
+    "chat": "/v1/chat/completions",
+    "complete": "/v1/completions",
+}
+_STALE_TRIES = 3  #: llama.cpp closes kept-alive connections when it likes
+_READ_TIMEOUT_S = 3600.0  #: deadlines are the caller's; this only ends a wait for a server that hangs
+_RETRIED = (httpx.RemoteProtocolError, httpx.ReadError, httpx.WriteError)
+
+
+@dataclass(frozen=True, slots=True)
+class LlamaCppOptions:
+    """How llama.cpp runs; the defaults are for a CPU (measured: ``docs/decisions``)."""
+
+    slots: int = 16  #: sequences at once, over all shards
+    n_ctx: int = 2048  #: tokens of context per sequence
+    shards: int | None = None  #: None: one for every two cores, at most four, and never more than slots
+    threads: int | None = None  #: per shard; None: the cores divided by the shards
+    n_batch: int = 2048
+    n_ubatch: int = 512
+    cache_prompt: bool = (
+        True  #: keep each sequence's tokens, so that a prompt with the same beginning starts where they differ
+    )
+    cache_ram_mib: int = 512  #: prompts kept beyond the slots; 0 for none
+    gpu_layers: int = 0
+
+    def resolved(self, cores: int) -> LlamaCppOptions:
+        """With numbers in place of None, for a machine of so many cores."""
+        shards = self.shards or max(1, min(cores, 4, self.slots))
+        return LlamaCppOptions(
+            slots=self.slots, n_ctx=self.n_ctx, shards=shards, threads=self.threads or max(1, cores // shards),
+            n_batch=self.n_batch, n_ubatch=self.n_ubatch, cache_prompt=self.cache_prompt, cache_ram_mib=self.cache_ram_mib,
+            gpu_layers=self.gpu_layers,
+        )  # fmt: skip
+
+
+@dataclass(slots=True)
+class _Shard:
+    server: Any
+    client: httpx.AsyncClient
+    running: int = 0
+
+
+@dataclass(slots=True)
+class _Answer:
+    """The head of a response whose body is still to come."""
+
+    status: int
+    headers: dict[str, str]
+    response: httpx.Response = field(repr=False)
+
+
+class LlamaCppEngine:
+    """A ContinuousEngine over one GGUF file.
+
+    Methods ``POST /v1/chat/completions`` and ``POST /v1/completions`` (payloads of the protocol way) and operations ``chat`` and
+    ``complete``. A request that llama.cpp refuses (context too long, bad sampling value) is answered with its status and an
+    OpenAI-shaped error in the protocol way, and raises EngineRefused in the engine way.
+    """
+
+    def __init__(
+        self, locate: Locate, *, name: str, options: LlamaCppOptions | None = None, cores: int | None = None
+    ) -> None:
+        self._locate = locate
+        self._file = ""
+        self._name = name
+        self._options = (options or LlamaCppOptions()).resolved(cores or available_cores())
+        self.slots = self._options.slots
+        self._shards: list[_Shard] = []
+        self._closed = False
+
+    async def start(self) -> None:
+        """Load the model once per shard and let each answer; ModelCorrupt when llama.cpp cannot read the file."""
+        if self._shards:
+            return
+        files = await asyncio.to_thread(self._locate)
+        self._file = files.path.name
+        key = secrets.token_urlsafe(24)
+        count = self._options.shards or 1
+        for index in range(count):
+            slots = self._options.slots // count + (index < self._options.slots % count)
+            self._shards.append(await asyncio.to_thread(self._load, files.path, key, slots))
+        try:
+            await asyncio.gather(*(self._warm(shard) for shard in self._shards))
+        except BaseException:
+            await self.close()
+            raise
+
+    async def close(self) -> None:
+        """Stop the servers and free the model; idempotent."""
+        self._closed = True
+        shards, self._shards = self._shards, []
+        for shard in shards:
+            await shard.client.aclose()
+        if shards:
+            await asyncio.to_thread(_free, shards)
+
+    def describe(self) -> Mapping[str, Any]:
+        options = self._options
+        return {
+            "engine": "llamacpp",
+            "model": self._name,
+            "file": self._file,
+            "slots": options.slots,
+            "context_tokens": options.n_ctx,
+            "shards": options.shards,
+            "threads": options.threads,
+            "cache_prompt": options.cache_prompt,
+        }
+
+    async def generate(self, call: EngineCall) -> AsyncIterator[bytes]:
+        """Frames of one reply. Closing the iterator closes the connection, on which llama.cpp drops the sequence."""
+        route = _ROUTES.get(call.method)
+        if route is None:
+            raise EngineRefused(f"{self._name} answers {', '.join(_ROUTES)}, not {call.method!r}")
+        frames = self._protocol(call, route) if call.method.startswith("POST ") else self._operation(call, route)
+        async with contextlib.aclosing(frames):  # type: ignore[type-var]
+            async for frame in frames:
+                yield frame
+
+    # -- the two ways ----------------------------------------------------------------------------------------------
+
+    async def _protocol(self, call: EngineCall, route: str) -> AsyncIterator[bytes]:
+        body = decode_request(call.payload).body
+        async with self._asked(route, body) as answer:
+            if not call.stream:
+                content = await _whole(answer)
+                yield encode_response(HttpResponse(answer.status, answer.headers, content))
+                return
+            yield encode_response(HttpResponse(answer.status, answer.headers))
+            async for chunk in _raw(answer):
+                yield chunk
+
+    async def _operation(self, call: EngineCall, route: str) -> AsyncIterator[bytes]:
+        body = dict(codec.decode(call.payload)["body"])
+        body["stream"] = call.stream
+        async with self._asked(route, orjson.dumps(body)) as answer:
+            if answer.status != httpx.codes.OK:
+                raise EngineRefused(_reason(await _whole(answer)))
+            if not call.stream:
+                yield codec.encode_outcome(orjson.loads(await _whole(answer)))
+                return
+            async for line in _lines(answer):
+                if line.startswith(b"data: ") and line != b"data: [DONE]":
+                    yield codec.encode_outcome(orjson.loads(line[6:]))
+
+    # -- llama.cpp -------------------------------------------------------------------------------------------------
+
+    @contextlib.asynccontextmanager
+    async def _asked(self, route: str, body: bytes) -> AsyncIterator[_Answer]:
+        """Send to the shard with the fewest sequences. A stale connection is tried again; nothing was computed then."""
+        if self._closed or not self._shards:
+            raise EngineDied(f"{self._name} is not running; its replica is starting or shutting down")
+        shard = min(self._shards, key=lambda shard: shard.running)
+        shard.running += 1
+        try:
+            response = await _send(shard.client, route, body, self._name)
+            try:
+                kept = {"content-type": response.headers.get("content-type", "application/json")}
+                yield _Answer(response.status_code, kept, response)
+            finally:
+                await response.aclose()
+        finally:
+            shard.running -= 1
+
+    def _load(self, path: Path, key: str, slots: int) -> _Shard:
+        import xllamacpp
+
+        options = self._options
+        params = xllamacpp.CommonParams()
+        params.model.path = str(path)
+        params.model_alias = {self._name}
+        params.n_parallel = slots
+        params.n_ctx = options.n_ctx * slots
+        params.kv_unified = False  # one buffer for all would let every token look over every sequence's cells
+        params.n_batch, params.n_ubatch = options.n_batch, options.n_ubatch
+        params.cpuparams.n_threads = params.cpuparams_batch.n_threads = options.threads
+        params.cache_prompt = options.cache_prompt
+        params.cache_ram_mib = options.cache_ram_mib // (options.shards or 1)
+        params.n_gpu_layers = options.gpu_layers
+        params.fit_params = False
+        params.api_keys = [key]
+        params.endpoint_slots = False
+        params.ui = False
+        params.n_threads_http = slots + 2
+        params.verbosity = 0
+        try:
+            server = xllamacpp.Server(params)
+        except Exception as error:
+            raise ModelCorrupt(
+                f"llama.cpp cannot load {path} ({type(error).__name__}); fetch it again with `patchwork models pull --force`, "
+                "or lower n_ctx or slots if memory is short"
+            ) from error
+        client = httpx.AsyncClient(
+            base_url=server.listening_address, headers={"authorization": f"Bearer {key}", "content-type": "application/json"},
+            timeout=httpx.Timeout(_READ_TIMEOUT_S, connect=10.0), trust_env=False,
+            limits=httpx.Limits(max_connections=None, max_keepalive_connections=slots),
+        )  # fmt: skip
+        return _Shard(server, client)
+
+    async def _warm(self, shard: _Shard) -> None:
+        body = {"messages": [{"role": "user", "content": "Say yes."}], "max_tokens": 2, "temperature": 0}
+        response = await _send(shard.client, "/v1/chat/completions", orjson.dumps(body), self._name)
+        content = await response.aread()
+        await response.aclose()
+        if response.status_code != httpx.codes.OK:
+            raise ModelCorrupt(f"{self._name} loads but does not answer: {_reason(content)}")
+
+
+def available_cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _free(shards: list[_Shard]) -> None:
+    """The servers stop when their last reference goes, which takes a while: not on the event loop."""
+    for shard in shards:
+        shard.server = None
+    shards.clear()
+
+
+async def _send(client: httpx.AsyncClient, route: str, body: bytes, name: str) -> httpx.Response:
+    for attempt in range(_STALE_TRIES):
+        try:
+            return await client.send(client.build_request("POST", route, content=body), stream=True)
+        except _RETRIED as error:
+            if attempt + 1 == _STALE_TRIES:
+                raise EngineDied(f"llama.cpp dropped the connection of a call to {name}; try again") from error
+        except httpx.TransportError as error:
+            raise EngineDied(f"llama.cpp, running {name}, does not answer ({type(error).__name__})") from error
+    raise AssertionError("unreachable")
+
+
+async def _whole(answer: _Answer) -> bytes:
+    try:
+        return await answer.response.aread()
+    except httpx.TransportError as error:
+        raise EngineDied(f"llama.cpp stopped in the middle of an answer ({type(error).__name__})") from error
+
+
+async def _raw(answer: _Answer) -> AsyncIterator[bytes]:
+    try:
+        async for chunk in answer.response.aiter_raw():
+            yield chunk
+    except httpx.TransportError as error:
+        raise EngineDied(f"llama.cpp stopped in the middle of a stream ({type(error).__name__})") from error
+
+
+async def _lines(answer: _Answer) -> AsyncIterator[bytes]:
+    rest = b""
+    async for chunk in _raw(answer):
+        *lines, rest = (rest + chunk).split(b"\n")
+        for line in lines:
+            yield line.strip()
+
+
+def _reason(content: bytes) -> str:
+    """llama.cpp's own words; they tell lengths and names of parameters, never the prompt."""
+    try:
+        message = orjson.loads(content)["error"]["message"]
+    except (orjson.JSONDecodeError, KeyError, TypeError):
+        return "the request was refused without a reason"
+    return str(message)[:300]
