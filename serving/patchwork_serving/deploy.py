@@ -117,9 +117,10 @@ def _start(options: DeployOptions, config: Config, name: str, progress: Progress
         others = [n for n in serve_control.app_names() if n != name]
         prefix = f"/{name}" if others else "/"
         serve_control.run_app(bundle, cluster, progress, route_prefix=prefix, timeout_s=READY_TIMEOUT_S)
+        serve_control.share_root()
     finally:
         serve_control.disconnect()
-    state = _state(options, release, cluster, built.dsn, paths, prefix)
+    state = _state(options, release, cluster, built.dsn, paths)
     StateStore(paths.state).save(state)
     return Deployment(state, release, paths)
 
@@ -204,11 +205,12 @@ def _remote_cluster(address: str, options: DeployOptions, config: Config) -> ser
 
 
 def _state(
-    options: DeployOptions, release: Release, cluster: serve_control.Cluster, dsn: str | None, paths: Paths, prefix: str
+    options: DeployOptions, release: Release, cluster: serve_control.Cluster, dsn: str | None, paths: Paths
 ) -> AppState:
     ray = ray_cluster.running(paths)
     host = "127.0.0.1" if cluster.http_host in ("0.0.0.0", "::") else cluster.http_host
-    url = f"http://{host}:{cluster.http_port}" + (prefix if prefix != "/" else "")
+    # its own path works whether or not other applications come and go; ``/`` only while it is alone
+    url = f"http://{host}:{cluster.http_port}/{release.name}"
     processes: list[OwnProcess] = [ray.process] if ray is not None and not cluster.runtime_env else []
     return AppState(
         name=release.name,
@@ -241,6 +243,7 @@ def _stop_app(app: AppState, paths: Paths) -> None:
     env = ray_cluster.auth_env(paths) if ray is not None and ray.address == app.ray_address else {}
     with contextlib.suppress(DeployError), serve_control.connected(serve_control.Cluster(app.ray_address, env)):
         serve_control.delete_app(app.name)
+        serve_control.share_root()
 
 
 def stop_servers(paths: Paths) -> None:

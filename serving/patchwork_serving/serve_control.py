@@ -120,30 +120,55 @@ def run_app(
     """
     from ray import serve
 
-    from patchwork_serving.serve_app import build_app
-
     name = bundle.release.name
     existed = name in serve.status().applications
-    app = build_app(bundle, components_only=route_prefix is None)
-    # ``serve.run`` waits without telling of progress; ``_run`` is what it calls
-    from ray.serve.api import _run
-
-    _run(app, _blocking=False, name=name, route_prefix=route_prefix)
+    _submit(bundle, route_prefix)
     try:
         _wait(lambda: serve.status().applications.get(name), name, progress, timeout_s)
     except BaseException:
         if not existed:
             serve.delete(name, _blocking=False)
         raise
+    if route_prefix is not None:
+        from patchwork_serving import routes
+
+        routes.keep(bundle, route_prefix)
+
+
+def share_root() -> None:
+    """Give ``/`` to the application when it is alone, and to nobody when there are several; replicas are not touched."""
+    from patchwork_serving import routes
+
+    kept = routes.names()
+    running = [name for name in app_names() if name in kept]
+    for name in running:
+        bundle, prefix = routes.load(name)
+        wanted = "/" if len(running) == 1 else f"/{name}"
+        if prefix != wanted:
+            _submit(bundle, wanted)
+            routes.keep(bundle, wanted)
+
+
+def _submit(bundle: Bundle, route_prefix: str | None) -> None:
+    # ``serve.run`` waits without telling of progress; ``_run`` is what it calls
+    from ray.serve.api import _run
+
+    from patchwork_serving.serve_app import build_app
+
+    app = build_app(bundle, components_only=route_prefix is None)
+    _run(app, _blocking=False, name=bundle.release.name, route_prefix=route_prefix)
 
 
 def delete_app(name: str) -> bool:
     """Stop an application and wait for its replicas to end; False when there is none."""
     from ray import serve
 
+    from patchwork_serving import routes
+
     if name not in serve.status().applications:
         return False
     serve.delete(name)
+    routes.forget(name)
     return True
 
 

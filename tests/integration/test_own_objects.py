@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -54,7 +55,7 @@ def test_every_leaf_ran_in_a_replica(home: Home, url: str) -> None:
     response = httpx.post(f"{url}/invoke", json={"input": QUESTIONS[0]}, headers={"x-patchwork-trace": "1"}, timeout=60)
     spans = response.json()["metadata"]["trace"]
     replicas = {span["attributes"].get("patchwork.replica", "").split("#")[0] for span in spans} - {""}
-    assert replicas == {"retriever-retriever", "llm-llm"}
+    assert replicas == {"retriever", "llm"}
     (app,) = json.loads(home.run("status", "--json").stdout)["apps"]
     assert {row["component"] for row in app["replicas"]} == replicas
 
@@ -73,15 +74,25 @@ def test_two_applications_have_paths_of_their_own_and_one_has_the_root(home: Hom
     with deployed(home, str(TARGET), "--name", "second") as second:
         assert invoke(second, QUESTIONS[0]) == invoke(f"{root}/own", QUESTIONS[0])
         assert httpx.get(f"{root}/second/info").json()["name"] == "second"
-        assert httpx.get(f"{root}/livez").status_code == 404
+        before = {p.pid for p in home.replicas("")}
+        wait_for(f"{root}/livez", 404)
+        assert {p.pid for p in home.replicas("")} == before
+    wait_for(f"{root}/livez", 200)
     assert invoke(root, QUESTIONS[0]) == invoke(f"{root}/own", QUESTIONS[0])
+
+
+def wait_for(url: str, status: int, timeout_s: float = 20.0) -> None:
+    """Serve's proxy learns of a changed route within moments."""
+    deadline = time.monotonic() + timeout_s
+    while httpx.get(url).status_code != status:
+        assert time.monotonic() < deadline, f"{url} never answered {status}"
+        time.sleep(0.2)
 
 
 def test_ctrl_c_leaves_nothing_running(tmp_path: Path) -> None:
     import os
     import signal
     import subprocess
-    import time
 
     import psutil
 
