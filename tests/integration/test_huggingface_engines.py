@@ -105,9 +105,8 @@ def test_both_engines_see_the_same_prompt_and_nearly_the_same_odds(chat: Any, sw
         here, tokens = _odds_here(folder, prompt)
         there, counted = _odds_there(swapped, prompt)
         assert counted == tokens
-        assert (
-            _distance(here, there) < 0.15
-        )  # about 0.05 is 8-bit arithmetic; another prompt or template gives more than 0.5
+        # measured: 0.01 to 0.05 by 8-bit arithmetic, 0.4 to 0.9 without the template
+        assert _distance(here, there) < 0.15
 
 
 def _distance(a: dict[int, float], b: dict[int, float]) -> float:
