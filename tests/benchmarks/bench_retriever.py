@@ -213,6 +213,7 @@ async def in_turns(
 ) -> dict[str, list[Spent]]:
     """What each side took in each round; a first, shorter round warms caches, plans and connections."""
     spent: dict[str, list[Spent]] = {"plain": [], "settings": [], "component": []}
+    title = await cluster_title(dsn)
     async with OneByOne(dsn, f"rows_{found.id}", DIM, found.ef_search) as one_by_one:
         sides = {
             "plain": concurrently(one_by_one.plain, queries),
@@ -223,18 +224,24 @@ async def in_turns(
             await side(512)
         for _ in range(rounds):
             for name, side in sides.items():
-                wall, cpu = time.perf_counter(), cpu_seconds()
+                wall, cpu = time.perf_counter(), cpu_seconds(title)
                 await side(searches)
-                spent[name].append(Spent(time.perf_counter() - wall, cpu_seconds() - cpu))
+                spent[name].append(Spent(time.perf_counter() - wall, cpu_seconds(title) - cpu))
     return spent
 
 
-def cpu_seconds() -> float:
-    """CPU time so far of this process and of the embedded server's backends."""
+async def cluster_title(dsn: str) -> str:
+    async with await AsyncConnection.connect(dsn) as connection:
+        row = await (await connection.execute("SHOW cluster_name")).fetchone()
+    return str(row[0]) if row else ""
+
+
+def cpu_seconds(title: str) -> float:
+    """CPU time so far of this process and of the backends of the server with that cluster title."""
     total = time.process_time()
     for process in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
-            if b": patchwork patchwork" in (process / "cmdline").read_bytes():
+            if f"postgres: {title}: patchwork".encode() in (process / "cmdline").read_bytes():
                 fields = (process / "stat").read_text().rsplit(")", 1)[1].split()
                 total += (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
     return total
