@@ -32,6 +32,8 @@ from typing import Any
 import httpx
 import psutil
 
+from patchwork_serving.store.embedded import EmbeddedPostgres
+
 ROOT = Path(__file__).parents[2]
 QUESTIONS = [
     json.loads(line)["question"]
@@ -205,9 +207,8 @@ def parts_of(home: Path) -> dict[str, list[int]]:
         if name.startswith("ray::ProxyActor"):
             part = "http proxy"
         parts.setdefault(part, []).append(process.pid)
-    pid_file = next(home.rglob("postmaster.pid"), None)
-    if pid_file is not None:
-        postgres = int(pid_file.read_text().split()[0])
+    postgres = EmbeddedPostgres(home / "postgres").status().pid
+    if postgres is not None:
         parts["postgres"] = [postgres, *(p.pid for p in psutil.Process(postgres).children())]
     return parts
 

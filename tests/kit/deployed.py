@@ -16,6 +16,8 @@ from typing import Any
 import httpx
 import psutil
 
+from patchwork_serving.store.embedded import EmbeddedPostgres
+
 ROOT = Path(__file__).parents[2]
 EXAMPLES = ROOT / "examples"
 QUESTIONS: list[str] = [
@@ -54,8 +56,9 @@ class Home:
         return [p for p in self.ray_processes() if f":{component}" in _command(p) and "ServeReplica" in _command(p)]
 
     def postmaster(self) -> psutil.Process:
-        file = next(self.path.rglob("postmaster.pid"))
-        return psutil.Process(int(file.read_text(encoding="utf-8").split()[0]))
+        pid = EmbeddedPostgres(self.path / "postgres").status().pid
+        assert pid is not None, "the embedded Postgres does not run"
+        return psutil.Process(pid)
 
 
 @contextmanager
