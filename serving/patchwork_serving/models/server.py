@@ -13,6 +13,7 @@ from typing import Any
 import orjson
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse, StreamingResponse
+from starlette.exceptions import HTTPException
 
 from patchwork_adapters.protocol import HttpRequest, HttpResponse, decode_response, encode_request, work_items
 from patchwork_serving.components.host import ComponentHost
@@ -80,7 +81,7 @@ class ModelServer:
             app.add_api_route(route, self._answer, methods=["POST"], response_model=None)
         app.add_api_route("/v1/models", self._list, methods=["GET"])
         app.add_api_route("/health", self._health, methods=["GET"])
-        app.add_exception_handler(404, _not_found)
+        app.add_exception_handler(HTTPException, _unroutable)
         return app
 
     async def _health(self) -> dict[str, str]:
@@ -216,6 +217,7 @@ def _error_document(message: str, kind: str, code: str | None = None) -> dict[st
     return {"error": {"message": message, "type": kind, "param": None, "code": code}}
 
 
-async def _not_found(request: Request, error: Exception) -> JSONResponse:
-    known: Sequence[str] = (*_KIND_OF_ROUTE, "/v1/models", "/health")
-    return _error(404, f"no such route; there are {', '.join(known)}", "invalid_request_error")
+async def _unroutable(request: Request, error: Exception) -> JSONResponse:
+    status = error.status_code if isinstance(error, HTTPException) else 500
+    known: Sequence[str] = (*(f"POST {route}" for route in _KIND_OF_ROUTE), "GET /v1/models", "GET /health")
+    return _error(status, f"no such route; there are {', '.join(known)}", "invalid_request_error")
