@@ -52,8 +52,8 @@ class ByModel:
         facts = leaf.spec.facts(leaf.obj)
         if leaf.spec.speaks_openai:
             return self._speaking(leaf.kind, facts.model, facts.base_url)
-        hosted = leaf.spec.engine is not None and leaf.spec.engine_methods is not None and facts.model is not None
-        if hosted and facts.why_own is None and facts.model is not None and (model := self.find_model(facts.model, leaf.kind)) is not None:
+        hosted = leaf.spec.engine is not None and leaf.spec.engine_methods is not None and facts.why_own is None
+        if hosted and facts.model is not None and (model := self.find_model(facts.model, leaf.kind)) is not None:
             return Placement("engine", model.engine, model.name, variant=repr(sorted(facts.options.items())))
         if not leaf.spec.cut(type(leaf.obj)):
             return Stay(f"{leaf.cls} defines none of the methods that are called from outside")
