@@ -66,7 +66,8 @@ class LocalEngines:
         name = self._model_of(call)
         if name is None:
             raise ComponentFailed(f"{call.component} has no model that can run here")
-        future = asyncio.run_coroutine_threadsafe(self._serve(name, call), self._running_loop())
+        loop = self._running_loop()
+        future = asyncio.run_coroutine_threadsafe(self._serve(name, call), loop)
         return await asyncio.wrap_future(future)
 
     async def _serve(self, name: str, call: LeafCall) -> ReplyFrame:
