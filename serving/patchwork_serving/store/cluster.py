@@ -97,6 +97,12 @@ class Cluster:
         if self.account is not None:
             os.chown(target, self.account.uid, self.account.gid)
 
+    def wait_for_orphans(self) -> None:
+        """Until the processes of a killed server have ended, for some seconds."""
+        give_up = time.monotonic() + STALE_S
+        while postmaster.has_children(self.title) and time.monotonic() < give_up:
+            time.sleep(0.05)
+
     def launch(self) -> None:
         """Start the server and wait until it takes connections; for some seconds again if a killed one's remains are in the way."""
         if self.log.exists() and self.log.stat().st_size > LOG_BYTES:

@@ -132,6 +132,7 @@ class EmbeddedPostgres:
             if self._suits() and self._answers():
                 return
             cluster.stop()
+        cluster.wait_for_orphans()
         self._prepare()
         cluster.launch()
         self._make_database()

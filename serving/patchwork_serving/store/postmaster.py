@@ -7,7 +7,6 @@ started with ``-D`` and its data folder, and its children carry the cluster's na
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,14 +44,15 @@ def clear_stale(data_dir: Path, sockets: Path, cluster: str) -> None:
 
     Postgres itself refuses to start for as long as a killed server is a zombie, and the init of many containers never reaps it.
     """
-    if _has_proc() and running(data_dir) is None and not any(_children(cluster)):
+    if _has_proc() and running(data_dir) is None and not has_children(cluster):
         for lock in (data_dir / "postmaster.pid", *sockets.glob(".s.PGSQL.*.lock")):
             lock.unlink(missing_ok=True)
 
 
-def _children(cluster: str) -> Iterator[int]:
+def has_children(cluster: str) -> bool:
+    """Whether a server process other than the postmaster lives; those of a killed one hold its port until they notice."""
     title = f"postgres: {cluster}: "
-    return (int(process.name) for process in PROC.glob("[0-9]*") if _command(int(process.name)).startswith(title))
+    return any(_command(int(process.name)).startswith(title) for process in PROC.glob("[0-9]*"))
 
 
 def _command(pid: int) -> str:
