@@ -49,10 +49,20 @@ class Bridge:
 
     def call(self, call: LeafCall, timeout_s: float | None = None) -> bytes:
         """The reply. Raises what the transport raises, DeadlinePassed, RequestCancelled, or TimeoutError after ``timeout_s``."""
+        return self.do(call, lambda: self._reply(call, timeout_s))
+
+    async def acall(self, call: LeafCall, timeout_s: float | None = None) -> bytes:
+        """As :meth:`call`; cancelling the awaiting task cancels the work."""
+        return await self.ado(call, lambda: self._reply(call, timeout_s))
+
+    # ---- any work on the I/O loop
+
+    def do(self, call: LeafCall, work: Callable[[], Coroutine[Any, Any, T]]) -> T:
+        """Run ``work()`` on the I/O loop on behalf of a call and wait for it."""
         if _on_loop_with_portal():
-            reply: bytes = _portal_await(self.acall(call, timeout_s))
-            return reply
-        future = self._submit(call, self._reply(call, timeout_s))
+            result: T = _portal_await(self.ado(call, work))
+            return result
+        future = self._submit(call, work())
         try:
             return future.result()
         except ThreadCancelled:
@@ -61,9 +71,9 @@ class Bridge:
             future.cancel()
             raise
 
-    async def acall(self, call: LeafCall, timeout_s: float | None = None) -> bytes:
-        """As :meth:`call`; cancelling the awaiting task cancels the work."""
-        future = self._submit(call, self._reply(call, timeout_s))
+    async def ado(self, call: LeafCall, work: Callable[[], Coroutine[Any, Any, T]]) -> T:
+        """As :meth:`do`; cancelling the awaiting task cancels the work."""
+        future = self._submit(call, work())
         try:
             return await asyncio.wrap_future(future)
         except asyncio.CancelledError:
@@ -155,14 +165,14 @@ class Bridge:
     # ---- on the I/O loop
 
     async def _reply(self, call: LeafCall, timeout_s: float | None) -> bytes:
-        async with _limited(call, timeout_s):
+        async with until_deadline(call, timeout_s):
             return await self._transport.call(call)
 
     async def _pump(self, call: LeafCall, put: Callable[[_Item], None]) -> None:
         """Move frames to the waiter; it never raises, because what ends the stream has to arrive after the frames."""
         end: BaseException | None = None
         try:
-            async with _limited(call, None):
+            async with until_deadline(call, None):
                 frames = self._transport.stream(call)
                 try:
                     async for frame in frames:
@@ -247,7 +257,7 @@ def _run_loop(loop: asyncio.AbstractEventLoop) -> None:
 
 
 @contextlib.asynccontextmanager
-async def _limited(call: LeafCall, timeout_s: float | None) -> AsyncIterator[None]:
+async def until_deadline(call: LeafCall, timeout_s: float | None) -> AsyncIterator[None]:
     """Ends the block at the request's deadline (DeadlinePassed) or after ``timeout_s`` (TimeoutError), whichever is first."""
     remaining_s = call.request.remaining_s(time.monotonic()) if call.request else None
     if remaining_s is not None and remaining_s <= 0:
@@ -288,6 +298,14 @@ def _cancelled(call: LeafCall) -> RequestCancelled:
 def _is_cancelling() -> bool:
     task = asyncio.current_task()
     return task is None or task.cancelling() > 0
+
+
+def in_thread(work: Callable[[], T]) -> T:
+    """``work()``, in a thread when this is synchronous code on a loop with a portal: the other tasks of the loop run meanwhile."""
+    if not _on_loop_with_portal():
+        return work()
+    result: T = _portal_await(asyncio.to_thread(work))
+    return result
 
 
 def _on_loop_with_portal() -> bool:

@@ -2,7 +2,8 @@
 
 The client, its retries, its parsing and the framework class around it stay the user's. Each client gets a shallow copy of its HTTP
 client, in which only the transport differs: HTTP clients are shared between objects (langchain-openai caches them by URL), and the
-user's own must stay as it was. A request that the router does not want goes through the original transport.
+user's own must stay as it was. A request that the router does not want goes through the original transport; when it is a known call to
+somebody else's server, with a limit and a deadline (``external``).
 
 openai speaks through ``httpx`` or ``httpx2``, depending on version and extras; the classes of the client at hand decide.
 """
@@ -20,6 +21,8 @@ from typing import Any
 from patchwork_adapters.bridge import Bridge
 from patchwork_adapters.context import REQUEST
 from patchwork_adapters.errors import ComponentError, ComponentUnavailable
+from patchwork_adapters.external import ExternalCalls
+from patchwork_adapters.external_http import apass_on, pass_on
 from patchwork_adapters.import_hooks import Undo, when_imported
 from patchwork_adapters.protocol import (
     HttpRequest,
@@ -38,10 +41,17 @@ _MARK = "_patchwork_transport"
 class OpenAICut:
     """Owns what was changed; ``install`` and ``undo`` are a pair and safe to repeat."""
 
-    def __init__(self, bridge: Bridge, router: Router, is_active: Callable[[], bool] = lambda: True) -> None:
+    def __init__(
+        self,
+        bridge: Bridge,
+        router: Router,
+        is_active: Callable[[], bool] = lambda: True,
+        external: ExternalCalls | None = None,
+    ) -> None:
         self.bridge = bridge
         self.router = router
         self.is_active = is_active
+        self.external = external
         #: component -> the leaf to name when a client does not know whose it is: some classes create clients at their first call
         self.usual_leaf: dict[str, str] = {}
         self._undo_hook: Undo | None = None
@@ -119,17 +129,22 @@ class _Cut:
         self.base_url = base_url.rstrip("/")
         self.leaf = ""
 
-    def prepare(self, request: Any, body: bytes) -> LeafCall | None:
-        """The leaf call for a request, or None when it goes where it would have gone."""
+    def prepare(self, request: Any, body: bytes) -> tuple[LeafCall, bool] | None:
+        """The leaf call for a request, and whether a component of ours answers it; None when it goes where it would have gone, unseen."""
         parts = split_url(request.url.path)
         if request.method != "POST" or parts is None or not self.owner.is_active():
             return None
         path = parts[1]
         document = json_object(body)
         model = document.get("model")
-        component = self.owner.router(self.base_url, path, model if isinstance(model, str) else None)
-        if component is None:
-            return None
+        asked = (self.base_url, path, model if isinstance(model, str) else None)
+        component = self.owner.router(*asked)
+        if component is not None:
+            return self._leaf_call(component, path, request, body, document), True
+        external = self.owner.external.router(*asked) if self.owner.external is not None else None
+        return None if external is None else (self._leaf_call(external, path, request, body, document), False)
+
+    def _leaf_call(self, component: str, path: str, request: Any, body: bytes, document: dict[str, Any]) -> LeafCall:
         leaf = self.leaf or self.owner.usual_leaf.get(component, "")
         return LeafCall(
             component=component,
@@ -183,9 +198,15 @@ def _sync_class(httpx: Any) -> type[Any]:
 
     class PatchworkTransport(_Cut, httpx.BaseTransport):  # type: ignore[misc]
         def handle_request(self, request: Any) -> Any:
-            call = self.prepare(request, request.read()) if _wants_body(request) else None
-            if call is None:
+            prepared = self.prepare(request, request.read()) if _wants_body(request) else None
+            if prepared is None:
                 return self.own_transport(request).handle_request(request)
+            call, is_ours = prepared
+            if not is_ours:
+                assert self.owner.external is not None
+                return pass_on(
+                    httpx, self.owner.external, call, request, lambda r: self.own_transport(r).handle_request(r)
+                )
             try:
                 return self._streamed(call, request) if call.stream else self._whole(call, request)
             except ComponentError as error:
@@ -220,9 +241,15 @@ def _async_class(httpx: Any) -> type[Any]:
 
     class AsyncPatchworkTransport(_Cut, httpx.AsyncBaseTransport):  # type: ignore[misc]
         async def handle_async_request(self, request: Any) -> Any:
-            call = self.prepare(request, await request.aread()) if _wants_body(request) else None
-            if call is None:
+            prepared = self.prepare(request, await request.aread()) if _wants_body(request) else None
+            if prepared is None:
                 return await self.own_transport(request).handle_async_request(request)
+            call, is_ours = prepared
+            if not is_ours:
+                assert self.owner.external is not None
+                return await apass_on(
+                    httpx, self.owner.external, call, request, lambda r: self.own_transport(r).handle_async_request(r)
+                )
             try:
                 return await (self._streamed(call, request) if call.stream else self._whole(call, request))
             except ComponentError as error:

@@ -18,6 +18,7 @@ from typing import Any
 
 from patchwork_adapters.binding import ACTIVE, Assignment, Binding, Bound, Slot
 from patchwork_adapters.bridge import Bridge
+from patchwork_adapters.external import ExternalCalls
 from patchwork_adapters.graph import Opaque
 from patchwork_adapters.leaves.spec import LeafSpec
 from patchwork_adapters.openai_cut import OpenAICut
@@ -75,24 +76,26 @@ def swap(
     *,
     always: bool = True,
     cut: OpenAICut | None = None,
+    external: ExternalCalls | None = None,
 ) -> Swap:
     """Swap each leaf that has an assignment (by path). ``always=False``: only inside :meth:`Swap.active`.
 
     ``cut``: the process-wide cut of openai clients, when it is installed already; otherwise leaves of the ``protocol`` way get one of
-    this swap, which sends a model's requests to the component of the leaf with that model.
+    this swap, which sends a model's requests to the component of the leaf with that model, and those of hosted models through ``external``.
     """
     swapped = Swap(next(_ids))
     speaking = [leaf for leaf in leaves if leaf.path in assignments and assignments[leaf.path].way == "protocol"]
-    if cut is None and speaking:
+    if cut is None and (speaking or external is not None):
         is_active = (lambda: True) if always else swapped.is_active
-        cut = swapped._cut = OpenAICut(bridge, leaf_router(speaking, assignments), is_active)
+        cut = swapped._cut = OpenAICut(bridge, leaf_router(speaking, assignments), is_active, external)
         cut.install()
     for leaf in leaves:
         assignment = assignments.get(leaf.path)
-        if assignment is None or assignment.way == "external":
+        if assignment is None:
             continue
-        if assignment.way == "protocol":
-            assert cut is not None
+        if assignment.way in ("protocol", "external"):
+            if cut is None:  # nobody watches requests to hosted models
+                continue
             cut.usual_leaf.setdefault(assignment.component, leaf.path)
             for client in leaf.spec.openai_clients(leaf.obj):
                 cut.attach(client, leaf.path)

@@ -129,7 +129,7 @@ def _spec(
     names = {leaves[path].spec.facts(leaves[path].obj).model for path in component.leaves}
     model = (
         find_model(component.model, component.kind)
-        if component.model and component.way in ("protocol", "engine")
+        if component.model and component.way in ("protocol", "engine", "external")
         else None
     )
     spec = ComponentSpec(
@@ -156,4 +156,7 @@ def _engine_args(component: Component, leaves: Mapping[str, Leaf], model: Resolv
     if component.way == "engine":
         first = leaves[component.leaves[0]]
         options |= dict(first.spec.facts(first.obj).options)
+    if component.external:
+        # a server named in patchwork.yaml: requests go there, wherever the client would send them
+        return {"base_url": model.source} if model is not None and model.engine == "external" else {}
     return options | (dict(model.engine_args) if model is not None else {})

@@ -37,7 +37,7 @@ class Ingress:
         self._metrics = GatewayMetrics(bundle.release.name)
         observer = MeteredCalls(self._telemetry, self._metrics, components)
         transport = RayTransport(handles.__getitem__, observer)
-        self._orchestrator = Orchestrator(bundle, transport)
+        self._orchestrator = Orchestrator(bundle, transport, observer)
         await asyncio.to_thread(self._orchestrator.start)  # an import of seconds must not fail Serve's health check
         self._publisher = asyncio.create_task(self._publish())
 

@@ -41,16 +41,16 @@ class MeteredCalls:
                 outcome = "failed"
                 raise
             finally:
-                self._count(call, seen.told, time.monotonic() - began, outcome)
+                self._count(call, seen.queue_s, time.monotonic() - began, outcome)
 
-    def _count(self, call: LeafCall, report: Report | None, seconds: float, outcome: CallOutcome) -> None:
+    def _count(self, call: LeafCall, queue_s: float, seconds: float, outcome: CallOutcome) -> None:
         spec = self._components.get(call.component)
         self._metrics.observe_call(
             ObservedCall(
                 component=call.component,
                 kind=spec.kind if spec else "function",
                 seconds=seconds,
-                queue_s=report.queue_s if report else 0.0,
+                queue_s=queue_s,
                 outcome=outcome,
             ),
             run_id=call.request.run_id if call.request else None,
@@ -58,11 +58,11 @@ class MeteredCalls:
 
 
 class _Both:
-    """The span of a call, remembering the replica's report."""
+    """The span of a call, remembering how long the call waited."""
 
     def __init__(self, span: Observation) -> None:
         self._span = span
-        self.told: Report | None = None
+        self.queue_s = 0.0
 
     @property
     def traceparent(self) -> str | None:
@@ -72,5 +72,9 @@ class _Both:
         self._span.reply(payload)
 
     def report(self, report: Report | None) -> None:
-        self.told = report
+        self.queue_s = report.queue_s if report else 0.0
         self._span.report(report)
+
+    def waited(self, seconds: float) -> None:
+        self.queue_s = seconds
+        self._span.waited(seconds)

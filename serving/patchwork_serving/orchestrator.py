@@ -16,6 +16,7 @@ from patchwork_serving.chain_loop import ChainLoop
 from patchwork_serving.chains import Chain, chain_of
 from patchwork_serving.gateway.port import Config, EventFilter, JsonSchema
 from patchwork_serving.taken_apart import TakenApart, take_apart
+from patchwork_serving.transport import CallObserver
 
 log = logging.getLogger(__name__)
 
@@ -23,11 +24,13 @@ log = logging.getLogger(__name__)
 class Orchestrator:
     """Implements ``gateway.port.ChainRunner``. ``start`` imports the user's module and may take seconds."""
 
-    def __init__(self, bundle: Bundle, transport: Transport) -> None:
+    def __init__(self, bundle: Bundle, transport: Transport, observer: CallObserver | None = None) -> None:
+        """``observer`` watches the calls of hosted APIs; those that ``transport`` carries, it watches itself."""
         self.name = bundle.release.name
         self.framework = bundle.release.graph.framework
         self._bundle = bundle
         self._transport = transport
+        self._observer = observer
         self._loop: ChainLoop | None = None
         self._bridge: Bridge | None = None
         self._apart: TakenApart | None = None
@@ -40,7 +43,7 @@ class Orchestrator:
         enter_module_dir(self._bundle.release.module_dir)
         record = ImportRecord.from_bytes(self._bundle.record)
         self._bridge = Bridge(ReplayTransport(record, self._transport))
-        self._apart = take_apart(self._bundle.release, self._bridge)
+        self._apart = take_apart(self._bundle.release, self._bridge, observer=self._observer)
         self._chain = chain_of(self._apart.loaded.chain, self._apart.loaded.framework)
         self._schemas = self._chain.schemas()
         self._loop = ChainLoop()
@@ -123,7 +126,7 @@ class Orchestrator:
         except Exception as error:  # noqa: BLE001  a status page must not fail because Ray's head is busy
             log.warning("could not read the replicas' state: %s", type(error).__name__)
             entries = []
-        targets = {c.id: c.replicas for c in self._bundle.release.components}
+        targets = {c.id: c.replicas for c in self._bundle.release.components if c.way != "external"}
         return {"replicas": _by_component(entries, targets), "decisions": []}
 
     def _running(self) -> tuple[Chain, ChainLoop]:

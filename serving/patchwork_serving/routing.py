@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from patchwork_adapters.transport import Kind
+from patchwork_adapters.transport import Kind, Way
 from patchwork_serving.release import Release
 
 KIND_OF_PATH: Mapping[str, Kind] = {
@@ -26,10 +26,11 @@ class ModelRouter:
         self._components = components
 
     @classmethod
-    def of(cls, release: Release) -> ModelRouter:
+    def of(cls, release: Release, way: Way = "protocol") -> ModelRouter:
+        """To the components that are run this way; ``external`` names those of hosted APIs."""
         names: dict[tuple[Kind, str], str] = {}
         for spec in release.components:
-            if spec.way != "protocol" or spec.model is None:
+            if spec.way != way or spec.model is None:
                 continue
             for name in (spec.model, *spec.aliases):
                 names[spec.kind, name] = spec.id

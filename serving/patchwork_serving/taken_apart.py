@@ -10,6 +10,7 @@ from pathlib import Path
 from patchwork_adapters.binding import Assignment
 from patchwork_adapters.bridge import Bridge
 from patchwork_adapters.errors import AdapterError
+from patchwork_adapters.external import ExternalCalls
 from patchwork_adapters.leaves.spec import install_construct_hooks
 from patchwork_adapters.openai_cut import OpenAICut
 from patchwork_adapters.swap import Swap, swap
@@ -17,6 +18,7 @@ from patchwork_adapters.target import LoadedTarget, Target, load_target, parse_t
 from patchwork_adapters.walk import Walk, find_leaves
 from patchwork_serving.release import Release
 from patchwork_serving.routing import ModelRouter
+from patchwork_serving.transport import CallObserver, NoObserver
 
 log = logging.getLogger(__name__)
 
@@ -35,13 +37,17 @@ class TakenApart:
             self._undo.pop()()
 
 
-def take_apart(release: Release, bridge: Bridge, *, keep: frozenset[str] = frozenset()) -> TakenApart:
+def take_apart(
+    release: Release, bridge: Bridge, *, keep: frozenset[str] = frozenset(), observer: CallObserver | None = None
+) -> TakenApart:
     """Import the module with its leaf calls answered from the record, find the leaves and swap them, all but those in ``keep``.
+
+    ``observer`` watches the calls of hosted APIs, which do not pass through the bridge's transport.
 
     Raises AdapterError when the module does not hold the leaves that were deployed: then it is another module.
     """
     undo: list[Callable[[], None]] = []
-    cut = OpenAICut(bridge, ModelRouter.of(release))
+    cut = OpenAICut(bridge, ModelRouter.of(release), external=external_calls(release, bridge, observer))
     cut.install()
     undo.append(cut.undo)
     engines = {leaf for spec in release.components if spec.way == "engine" for leaf in spec.leaves}
@@ -61,6 +67,17 @@ def take_apart(release: Release, bridge: Bridge, *, keep: frozenset[str] = froze
     for skipped in swapped.skipped:
         log.warning("%s stays in the orchestrator: %s", skipped.where, skipped.why)
     return TakenApart(loaded, walk, swapped, undo)
+
+
+def external_calls(release: Release, bridge: Bridge, observer: CallObserver | None = None) -> ExternalCalls | None:
+    """The limits of the release's hosted APIs; None when it has none."""
+    hosted = [spec for spec in release.components if spec.way == "external"]
+    if not hosted:
+        return None
+    limits = {spec.id: spec.concurrency for spec in hosted if spec.concurrency is not None}
+    base_urls = {spec.id: str(spec.engine_args["base_url"]) for spec in hosted if "base_url" in spec.engine_args}
+    watch = (observer or NoObserver()).observe
+    return ExternalCalls(bridge, ModelRouter.of(release, "external"), limits, watch, base_urls)
 
 
 def assignments_of(release: Release) -> dict[str, Assignment]:

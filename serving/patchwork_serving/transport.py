@@ -35,6 +35,10 @@ class Observation(Protocol):
 
     def report(self, report: Report | None) -> None: ...
 
+    def waited(self, seconds: float) -> None:
+        """How long a call of a hosted API waited for its place; others have a report."""
+        ...
+
 
 class CallObserver(Protocol):
     """What watches calls (``telemetry.RequestTelemetry``)."""
@@ -51,6 +55,8 @@ class _Unseen:
     def reply(self, payload: bytes) -> None: ...
 
     def report(self, report: Report | None) -> None: ...
+
+    def waited(self, seconds: float) -> None: ...
 
 
 class NoObserver:

@@ -85,6 +85,10 @@ class CallSpan:
         """What the replica told about its queue, batch and times."""
         self._report = report
 
+    def waited(self, seconds: float) -> None:
+        """How long a call of a hosted API waited for its place."""
+        self._span.set_attribute(names.QUEUE, seconds)
+
     def reply(self, payload: bytes) -> None:
         """The whole reply, or one frame of a streamed one.
 
