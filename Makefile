@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.patchwork-setup
 LOCK   := requirements/lock.txt
 
-.PHONY: setup demo test test-slow check format bench clean lock
+.PHONY: setup setup-hf demo test test-hf check format bench clean lock
 
 setup: $(STAMP)
 
@@ -18,6 +18,20 @@ demo: setup
 
 test: setup
 	$(BIN)/python -m pytest -m "not gpu and not hf and not benchmark"
+
+# The [hf] extra needs PyTorch (2 GB) and other versions of a few packages: an environment of its own.
+setup-hf: .venv-hf/.patchwork-setup
+
+.venv-hf/.patchwork-setup: pyproject.toml $(LOCK) requirements/setup-hf.sh
+	PYTHON="$(PYTHON)" sh requirements/setup-hf.sh .venv-hf
+	@touch $@
+
+test-hf: setup-hf
+	.venv-hf/bin/python -m pytest -m hf
+
+bench: setup
+	$(BIN)/python tests/benchmarks/bench_demo_chain.py -o docs/benchmarks/demo_chain.json
+	$(BIN)/python tests/benchmarks/bench_retriever.py -o docs/benchmarks/retriever.json
 
 check: setup
 	$(BIN)/ruff format --check .
