@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -41,10 +43,12 @@ class Built:
     dsn: str | None
 
 
-def build(request: BuildRequest, progress: ProgressSink, paths: Paths) -> Built:
-    """Run the builder and read what it made; raises what it raised."""
+def build(
+    request: BuildRequest, progress: ProgressSink, paths: Paths, given_up: threading.Event | None = None
+) -> Built:
+    """Run the builder and read what it made; raises what it raised. Setting ``given_up`` and then :func:`cancel_running` ends it."""
     with tempfile.TemporaryDirectory(prefix="patchwork-build-") as folder:
-        document = _run(request, progress, paths, Path(folder))
+        document = _run(request, progress, paths, Path(folder), given_up)
         record = (Path(folder) / "record").read_bytes()
         return Built(Release.from_json(document["release"]), record, document["dsn"])
 
@@ -58,10 +62,26 @@ def inspect(request: BuildRequest, progress: ProgressSink, paths: Paths) -> Comp
 def cancel_running() -> None:
     """End builders that still run, because the deployment failed elsewhere."""
     for process in list(_RUNNING):
-        process.terminate()
+        _end(process)
 
 
-def _run(request: BuildRequest, progress: ProgressSink, paths: Paths, folder: Path) -> dict[str, Any]:
+def _end(process: subprocess.Popen[str]) -> None:
+    """The builder and what the user's module started in it; Postgres has left its group and is stopped by its owner."""
+    for signum, wait_s in ((signal.SIGTERM, 5.0), (signal.SIGKILL, 5.0)):
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signum)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(timeout=wait_s)
+            return
+
+
+def _run(
+    request: BuildRequest,
+    progress: ProgressSink,
+    paths: Paths,
+    folder: Path,
+    given_up: threading.Event | None = None,
+) -> dict[str, Any]:
     (folder / "request.json").write_text(json.dumps(asdict(request)), encoding="utf-8")
     env = {
         **os.environ,
@@ -69,8 +89,10 @@ def _run(request: BuildRequest, progress: ProgressSink, paths: Paths, folder: Pa
         "PATCHWORK_CACHE": str(paths.cache),
         "PYTHONUNBUFFERED": "1",
     }
+    told, lifeline = os.pipe()  # the builder ends when nobody holds the other end: this process may be killed
     process = subprocess.Popen(
-        [sys.executable, "-m", "patchwork_serving.builder", str(folder)],
+        [sys.executable, "-m", "patchwork_serving.builder", str(folder), str(told)],
+        pass_fds=(told,),
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -78,7 +100,10 @@ def _run(request: BuildRequest, progress: ProgressSink, paths: Paths, folder: Pa
         env=env,
         start_new_session=True,  # the terminal's Ctrl-C reaches us only; we end the builder
     )
+    os.close(told)
     _RUNNING.add(process)
+    if given_up is not None and given_up.is_set():
+        _end(process)  # whoever gave up looked before it was there
     tail: list[str] = []
     reader = threading.Thread(target=_keep_tail, args=(process, tail), daemon=True)
     reader.start()
@@ -89,10 +114,10 @@ def _run(request: BuildRequest, progress: ProgressSink, paths: Paths, folder: Pa
                 print(line, end="", file=sys.stderr)  # noqa: T201  what the user's module prints while it is imported
         process.wait()
     except BaseException:
-        process.terminate()
-        process.wait(timeout=10)
+        _end(process)
         raise
     finally:
+        os.close(lifeline)
         _RUNNING.discard(process)
         reader.join(timeout=5)
     result = folder / "result.json"

@@ -11,7 +11,9 @@ import dataclasses
 import hashlib
 import json
 import os
+import signal
 import sys
+import threading
 import traceback
 from pathlib import Path
 from typing import Any
@@ -109,8 +111,21 @@ def _code_digest(target: Target) -> str:
     return digest.hexdigest()[:16]
 
 
-def main(folder: Path) -> int:
+def _end_with_parent(lifeline: int) -> None:
+    """End this process and its children when the command that started it is gone: a killed command says no more than that."""
+
+    def watch() -> None:
+        while os.read(lifeline, 1):
+            pass
+        os.killpg(os.getpgrp(), signal.SIGTERM)
+
+    threading.Thread(target=watch, name="patchwork-lifeline", daemon=True).start()
+
+
+def main(folder: Path, lifeline: int | None = None) -> int:
     """Progress goes to the real standard output as JSON lines; what the user's module prints goes to standard error."""
+    if lifeline is not None:
+        _end_with_parent(lifeline)
     progress = JsonProgress(sys.stdout)
     sys.stdout = sys.stderr
     request = BuildRequest(**json.loads((folder / "request.json").read_text(encoding="utf-8")))
@@ -129,4 +144,4 @@ def main(folder: Path) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(Path(sys.argv[1])))
+    sys.exit(main(Path(sys.argv[1]), int(sys.argv[2]) if len(sys.argv) > 2 else None))

@@ -36,7 +36,7 @@ OptionalName = Annotated[
 def inspect(
     target: Target,
     inputs: Annotated[
-        Path | None, typer.Option("--inputs", help="Sample inputs, one JSON value a line; they are run.")
+        Path | None, typer.Option("--inputs", help="Sample inputs to run; not available in this version.", hidden=True)
     ] = None,
     as_json: AsJson = False,
     mermaid: Annotated[bool, typer.Option("--mermaid", help="Print a Mermaid flowchart.")] = False,
@@ -63,6 +63,7 @@ def deploy(
         Path | None, typer.Option("--config", help="patchwork.yaml; default: the one beside the target.")
     ] = None,
     replicas: Annotated[int | None, typer.Option("--replicas", min=1, help="Replicas of the HTTP ingress.")] = None,
+    plan: Annotated[Path | None, typer.Option("--plan", hidden=True)] = None,
     detach: Annotated[
         bool, typer.Option("--detach", help="Return when it is ready; `patchwork down` stops it.")
     ] = False,
@@ -75,7 +76,7 @@ def deploy(
     """
     from patchwork_serving import cli_deploy
 
-    wish = cli_deploy.Wish(target, name, host, port, slo, config, replicas, detach)
+    wish = cli_deploy.Wish(target, name, host, port, slo, config, replicas, detach, plan)
     cli_deploy.deploy(wish, as_json=as_json)
 
 

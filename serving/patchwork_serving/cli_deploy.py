@@ -13,7 +13,7 @@ from types import FrameType
 
 import psutil  # type: ignore[import-untyped, unused-ignore]
 
-from patchwork_serving import telemetry
+from patchwork_serving import servers, telemetry
 from patchwork_serving.cli_faults import Interrupted
 from patchwork_serving.cli_output import fact, fact_json, note
 from patchwork_serving.cli_progress import progress_display
@@ -38,6 +38,7 @@ class Wish:
     config: Path | None = None
     replicas: int | None = None
     detach: bool = False
+    plan: Path | None = None
 
 
 def deploy(wish: Wish, *, as_json: bool) -> None:
@@ -46,6 +47,8 @@ def deploy(wish: Wish, *, as_json: bool) -> None:
     slo_s = seconds("--slo", wish.slo) if wish.slo is not None else None
     if wish.config is not None and not wish.config.is_file():
         raise UsageError(f"--config: there is no file {wish.config}")
+    if wish.plan is not None:
+        raise UsageError("--plan is not available in this version; set replicas in patchwork.yaml (components)")
     with stop_signals() as stopping:
         _serve(wish, slo_s, stopping, as_json=as_json)
 
@@ -62,6 +65,7 @@ def _serve(wish: Wish, slo_s: float | None, stopping: StopSignals, *, as_json: b
     try:
         with progress_display(as_json=as_json) as progress:
             deployment = deployments.start(options, progress)
+            stopping.mine = frozenset([deployment.name])
         _tell_ready(deployment.name, deployment.url, time.monotonic() - began, detached=wish.detach, as_json=as_json)
         if wish.detach:
             return
@@ -98,16 +102,22 @@ def _tell_ready(name: str, url: str, took_s: float, *, detached: bool, as_json: 
 
 def down(name: str | None, *, as_json: bool) -> None:
     """Stop one application, or all of them; UnknownApp when there is none of that name."""
-    if name is not None:
-        StateStore(Paths.from_env().state).load(name)
+    paths = Paths.from_env()
+    state = StateStore(paths.state)
+    doomed = [state.load(name)] if name is not None else state.apps()
+    left = servers.running(paths) if not doomed else []
     from patchwork_serving import deploy as deployments
 
-    with stop_signals(), progress_display(as_json=False) as progress:
+    with stop_signals() as stopping, progress_display(as_json=False) as progress:
+        stopping.mine = frozenset(app.name for app in doomed)
         stopped: Sequence[str] = deployments.down(name, progress)
     if as_json:
         fact_json({"stopped": list(stopped)})
+    elif stopped:
+        fact(f"stopped: {', '.join(stopped)}")
     else:
-        fact(f"stopped: {', '.join(stopped)}" if stopped else "nothing was deployed on this machine")
+        roles = " and ".join(process.role.capitalize() for process in left)
+        fact(f"stopped the {roles} of this home" if left else "nothing was deployed on this machine")
 
 
 def seconds(option: str, text: str) -> float:
@@ -126,10 +136,11 @@ class StopSignals:
 
     def __init__(self) -> None:
         self.cleaning = False
+        self.mine: frozenset[str] = frozenset()  #: applications that end with this command
 
     def __call__(self, signum: int, frame: FrameType | None) -> None:
         if self.cleaning:
-            force()
+            force(self.mine)
         self.cleaning = True
         raise Interrupted(signal.Signals(signum).name)
 
@@ -146,11 +157,11 @@ def stop_signals() -> Iterator[StopSignals]:
             signal.signal(signum, handler)
 
 
-def force() -> None:
-    """End every process that was started for what is deployed here, and this one, without asking. Data survives: Postgres recovers."""
+def force(mine: frozenset[str]) -> None:
+    """End every process that was started for ``mine``, and this one, without asking. Data survives: Postgres recovers."""
     doomed = psutil.Process().children(recursive=True)
     try:
-        for server in _own_servers():
+        for server in _servers_of(mine):
             process = psutil.Process(server.pid)
             doomed += [*process.children(recursive=True), process]
     finally:
@@ -160,20 +171,9 @@ def force() -> None:
         os._exit(1)
 
 
-def _own_servers() -> Sequence[OwnProcess]:
+def _servers_of(mine: frozenset[str]) -> Sequence[OwnProcess]:
     """Ray and Postgres of this home, which outlive the command that started them; none when another application uses them."""
-    from patchwork_serving import ray_cluster
-    from patchwork_serving.store.embedded import EmbeddedPostgres
-
     paths = Paths.from_env()
-    if len(StateStore(paths.state).apps()) > 1:
+    if any(app.name not in mine for app in StateStore(paths.state).apps()):
         return []
-    servers = []
-    ray = ray_cluster.running(paths)
-    if ray is not None:
-        servers.append(ray.process)
-    pid = EmbeddedPostgres(paths.postgres).status().pid
-    if pid is not None:
-        with suppress(ProcessLookupError):
-            servers.append(OwnProcess.of(pid, "postgres"))
-    return servers
+    return servers.running(paths)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import shutil
 import socket
-import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -19,6 +18,7 @@ from patchwork_serving.cli_output import console, fact_json
 from patchwork_serving.cli_version import package_version
 from patchwork_serving.config import Paths
 from patchwork_serving.errors import ServingError
+from patchwork_serving.gpus import gpu_names
 
 FREE_BYTES = 2 * 1024**3  #: models, their converted copies, a small store and Ray's session
 MEMORY_BYTES = 4 * 1024**3  #: what the demo takes in all
@@ -132,7 +132,7 @@ def _postgres() -> list[Check]:
     dsn = os.environ.get("DATABASE_URL")
     if dsn:
         return [_own_database(dsn)]
-    from patchwork_serving.store.embedded import pginstall
+    from patchwork_serving.store.cluster import pginstall
 
     try:
         pginstall()
@@ -176,13 +176,8 @@ def _models() -> list[Check]:
 
 
 def _gpu() -> list[Check]:
-    tool = shutil.which("nvidia-smi")
-    if tool is None:
-        return [Check("GPU", False, "none; models run on the CPU", needed=False)]
-    command = [tool, "--query-gpu=name,memory.total", "--format=csv,noheader"]
-    answer = subprocess.run(command, capture_output=True, text=True, timeout=ASK_TIMEOUT_S, check=False)
-    names = ", ".join(answer.stdout.strip().splitlines())
-    return [Check("GPU", bool(names) and answer.returncode == 0, names or "nvidia-smi finds none", needed=False)]
+    names = gpu_names()
+    return [Check("GPU", bool(names), ", ".join(names) or "none; models run on the CPU", needed=False)]
 
 
 def _disk() -> list[Check]:

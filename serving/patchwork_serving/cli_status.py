@@ -11,8 +11,10 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from patchwork_serving import servers
 from patchwork_serving.cli_apps import app_status, store
 from patchwork_serving.cli_output import console, fact_json
+from patchwork_serving.config import Paths
 
 WATCH_EVERY_S = 2.0
 _STATE_STYLE = {"ready": "green", "lost": "red", "unreachable": "red"}
@@ -37,8 +39,10 @@ def status(*, as_json: bool, watch: bool) -> None:
 
 
 def snapshot() -> dict[str, Any]:
-    """The contract's document."""
-    return {"apps": [app_status(app) for app in store().apps()]}
+    """The contract's document, and ``left``: servers that run although nothing is deployed."""
+    apps = [app_status(app) for app in store().apps()]
+    left = [] if apps else servers.running(Paths.from_env())
+    return {"apps": apps, "left": [{"role": process.role, "pid": process.pid} for process in left]}
 
 
 def _print(document: dict[str, Any], *, as_json: bool) -> None:
@@ -50,6 +54,12 @@ def _print(document: dict[str, Any], *, as_json: bool) -> None:
 
 def _drawn(document: dict[str, Any]) -> RenderableType:
     apps = document["apps"]
+    if not apps and document["left"]:
+        told = " and ".join(f"{item['role']} (process {item['pid']})" for item in document["left"])
+        return Text(
+            f"nothing is deployed on this machine, but {told} of this home still run: a deployment is starting, a program uses them, "
+            "or a command was killed; `patchwork down` stops them"
+        )
     if not apps:
         return Text("nothing is deployed on this machine; `patchwork deploy my_chain.py` serves a chain")
     return Group(*(part for app in apps for part in _app(app)))

@@ -6,15 +6,16 @@ import contextlib
 import dataclasses
 import os
 import re
-import shutil
 import threading
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any, TypeVar
 
 from patchwork_adapters.target import parse_target
-from patchwork_serving import build_process, ray_cluster, serve_control
+from patchwork_serving import build_process, preflight, ray_cluster, serve_control, servers
 from patchwork_serving.bundle import Bundle, captured_environment
 from patchwork_serving.config import Config, Paths, load_config
 from patchwork_serving.errors import ConfigError, DeployError, UnknownApp
@@ -24,6 +25,9 @@ from patchwork_serving.state import AppState, OwnProcess, StateStore
 
 DEFAULT_PORT = 8000
 READY_TIMEOUT_S = 300.0
+
+A = TypeVar("A")
+B = TypeVar("B")
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,50 +74,32 @@ def start(options: DeployOptions, progress: ProgressSink, paths: Paths | None = 
     target = parse_target(options.target)
     config = load_config(options.config_path, beside=target.folder)
     name = app_name(options, config, target.module)
-    with StateStore(paths.state).lock():
+    with StateStore(paths.state).lock(), servers.undone_on_failure(paths):
         ray = ray_cluster.running(paths)
         if ray is None and "RAY_ADDRESS" not in os.environ:
             port = options.port or ray_cluster.free_port(options.host)
             ray_cluster.check_port(options.host, port)
             options = dataclasses.replace(options, port=port)
-        was_idle = not StateStore(paths.state).apps()
-        try:
-            return _start(options, config, name, progress, paths)
-        except BaseException:
-            if was_idle:
-                stop_servers(paths)
-            raise
+        preflight.check(config, os.environ)
+        return _start(options, config, name, progress, paths)
 
 
 def _start(options: DeployOptions, config: Config, name: str, progress: ProgressSink, paths: Paths) -> Deployment:
     remote = os.environ.get("RAY_ADDRESS")
-    with ThreadPoolExecutor(2) as pool:  # the builder imports the user's module while Ray starts
-        building = pool.submit(build_process.build, _request(options, config, name, remote), progress, paths)
-        connecting = pool.submit(_connected, remote, options, config, progress, paths)
-        try:
-            cluster = connecting.result()
-            built = building.result()
-        except BaseException:
-            build_process.cancel_running()
-            raise
-    release = dataclasses.replace(
-        built.release, slo_s=options.slo_s or config.slo, ingress_replicas=options.replicas or config.ingress_replicas,
-        created_at=datetime.now(UTC).isoformat(timespec="seconds"),
-    )  # fmt: skip
-    if remote:
-        release = dataclasses.replace(
-            release, module_dir=""
-        )  # Ray unpacks the folder into each process's working directory
-    bundle = Bundle(
-        release,
-        record=built.record,
-        env=_environment(config, paths, remote),
-        dsn=built.dsn,
-        postgres_home=str(paths.postgres) if built.dsn and "DATABASE_URL" not in os.environ and not remote else None,
-        api_key=os.environ.get("PATCHWORK_API_KEY") or None,
-        config=config,
-    )
+    given_up = threading.Event()
+
+    def give_up() -> None:
+        given_up.set()
+        build_process.cancel_running()
+
     try:
+        cluster, built = _side_by_side(  # the builder imports the user's module while Ray starts
+            lambda: _connected(remote, options, config, progress, paths, given_up),
+            lambda: build_process.build(_request(options, config, name, remote), progress, paths, given_up),
+            give_up,
+        )
+        release = _release(built, options, config, remote)
+        bundle = _bundle(release, built, config, paths, remote)
         others = [n for n in serve_control.app_names() if n != name]
         prefix = f"/{name}" if others else "/"
         serve_control.run_app(bundle, cluster, progress, route_prefix=prefix, timeout_s=READY_TIMEOUT_S)
@@ -136,9 +122,9 @@ def down(name: str | None, progress: ProgressSink, paths: Paths | None = None) -
             with step(progress, f"down-{app.name}", f"stopping {app.name}"):
                 _stop_app(app, paths)
                 store.remove(app.name)
-        if not left:
+        if not left and servers.running(paths):
             with step(progress, "servers", "stopping Ray and Postgres"):
-                stop_servers(paths)
+                servers.stop(paths)
     return [app.name for app in apps]
 
 
@@ -171,22 +157,69 @@ def _environment(config: Config, paths: Paths, remote: str | None) -> dict[str, 
     return {**env, **places}
 
 
+def _release(built: build_process.Built, options: DeployOptions, config: Config, remote: str | None) -> Release:
+    return dataclasses.replace(
+        built.release,
+        slo_s=options.slo_s or config.slo,
+        ingress_replicas=options.replicas or config.ingress_replicas,
+        created_at=datetime.now(UTC).isoformat(timespec="seconds"),
+        # Ray unpacks the folder into each process's working directory
+        module_dir="" if remote else built.release.module_dir,
+    )
+
+
+def _bundle(release: Release, built: build_process.Built, config: Config, paths: Paths, remote: str | None) -> Bundle:
+    embedded = built.dsn is not None and "DATABASE_URL" not in os.environ
+    return Bundle(
+        release,
+        record=built.record,
+        env=_environment(config, paths, remote),
+        dsn=built.dsn,
+        postgres_home=str(paths.postgres) if embedded and not remote else None,
+        api_key=os.environ.get("PATCHWORK_API_KEY") or None,
+        config=config,
+    )
+
+
+def _side_by_side(first: Callable[[], A], second: Callable[[], B], give_up: Callable[[], None]) -> tuple[A, B]:
+    """Both results. When one fails the other is given up, and the first error is raised once both have ended."""
+    with ThreadPoolExecutor(2) as pool:
+        one, two = pool.submit(first), pool.submit(second)
+        try:
+            futures: list[Future[Any]] = [one, two]
+            for done in as_completed(futures):
+                done.result()
+        except BaseException:
+            give_up()
+            raise
+    return one.result(), two.result()
+
+
 def _connected(
-    remote: str | None, options: DeployOptions, config: Config, progress: ProgressSink, paths: Paths
+    remote: str | None,
+    options: DeployOptions,
+    config: Config,
+    progress: ProgressSink,
+    paths: Paths,
+    given_up: threading.Event,
 ) -> serve_control.Cluster:
-    """Ray and Serve running and this process connected to them."""
-    cluster = _remote_cluster(remote, options, config) if remote else _local_ray(options, progress, paths)
+    """Ray and Serve running and this process connected to them; DeployError soon after ``given_up`` is set."""
+    cluster = _remote_cluster(remote, options, config) if remote else _local_ray(options, progress, paths, given_up)
+    if given_up.is_set():
+        raise DeployError("the deployment was given up")
     with step(progress, "serve", "starting Ray Serve"):
-        serve_control.connect(cluster)
+        serve_control.connect(cluster, given_up)
         serve_control.start_serve(cluster)
     return cluster
 
 
-def _local_ray(options: DeployOptions, progress: ProgressSink, paths: Paths) -> serve_control.Cluster:
+def _local_ray(
+    options: DeployOptions, progress: ProgressSink, paths: Paths, given_up: threading.Event
+) -> serve_control.Cluster:
     ray = ray_cluster.running(paths)
     if ray is None:
         with step(progress, "ray", "starting Ray"):
-            ray = ray_cluster.start(paths, options.host, options.port)
+            ray = ray_cluster.start(paths, options.host, options.port, given_up=given_up)
     elif options.port not in (0, ray.http_port, DEFAULT_PORT):
         raise DeployError(
             f"applications of this machine already listen on port {ray.http_port}, and share it; leave --port out, or run `patchwork down`"
@@ -244,14 +277,3 @@ def _stop_app(app: AppState, paths: Paths) -> None:
     with contextlib.suppress(DeployError), serve_control.connected(serve_control.Cluster(app.ray_address, env)):
         serve_control.delete_app(app.name)
         serve_control.share_root()
-
-
-def stop_servers(paths: Paths) -> None:
-    """Stop the Ray and the Postgres of this home. Idempotent."""
-    from patchwork_serving.store.embedded import EmbeddedPostgres
-
-    ray = ray_cluster.running(paths)
-    ray_cluster.stop(paths)
-    if ray is not None:
-        shutil.rmtree(ray.temp_dir, ignore_errors=True)
-    EmbeddedPostgres(paths.postgres).stop()

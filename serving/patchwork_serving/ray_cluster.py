@@ -11,11 +11,13 @@ import hashlib
 import json
 import os
 import secrets
+import shutil
 import signal
 import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -76,8 +78,17 @@ def running(paths: Paths) -> LocalRay | None:
     return found if found.is_running() else None
 
 
-def start(paths: Paths, http_host: str, http_port: int, num_cpus: int | None = None) -> LocalRay:
-    """Start it (about 6 s) and wait until it takes connections; DeployError with the end of its log when it does not."""
+def start(
+    paths: Paths,
+    http_host: str,
+    http_port: int,
+    num_cpus: int | None = None,
+    given_up: threading.Event | None = None,
+) -> LocalRay:
+    """Start it (about 6 s) and wait until it takes connections; DeployError with the end of its log when it does not.
+
+    Setting ``given_up`` from another thread ends it, and DeployError is raised.
+    """
     port = free_port()
     temp_dir = _temp_dir(paths)
     paths.logs.mkdir(parents=True, exist_ok=True)
@@ -93,13 +104,15 @@ def start(paths: Paths, http_host: str, http_port: int, num_cpus: int | None = N
             command, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, start_new_session=True, env=env
         )
     found = LocalRay(f"127.0.0.1:{port}", temp_dir, http_host, http_port, OwnProcess.of(child.pid, "ray"))
+    # before it is up: whoever kills this process must find in the record what it leaves
+    _record(paths).write_text(json.dumps(asdict(found)), encoding="utf-8")
     try:
-        _wait_until_up(found, child, log)
+        _wait_until_up(found, child, log, given_up or threading.Event())
     except BaseException:
         _end(found.process)
+        _record(paths).unlink(missing_ok=True)
+        shutil.rmtree(temp_dir, ignore_errors=True)
         raise
-    _record(paths).parent.mkdir(parents=True, exist_ok=True)
-    _record(paths).write_text(json.dumps(asdict(found)), encoding="utf-8")
     return found
 
 
@@ -126,10 +139,12 @@ def stop(paths: Paths) -> bool:
     return found is not None
 
 
-def _wait_until_up(ray: LocalRay, child: subprocess.Popen[bytes], log: Path) -> None:
+def _wait_until_up(ray: LocalRay, child: subprocess.Popen[bytes], log: Path, given_up: threading.Event) -> None:
     host, port = ray.address.split(":")
     deadline = time.monotonic() + START_TIMEOUT_S
     while time.monotonic() < deadline:
+        if given_up.is_set():
+            raise DeployError("the start of the local Ray was given up")
         if child.poll() is not None:
             break
         text = log.read_text(encoding="utf-8", errors="replace")

@@ -5,8 +5,11 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, wait
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +20,8 @@ from patchwork_serving.progress import ProgressSink
 
 NAMESPACE = "patchwork"
 POLL_S = 0.25
+#: A cluster that is there answers within a few seconds, even on a busy machine.
+CONNECT_S = 60.0
 #: What a remote working directory must not carry: large, secret, or made again by the node itself.
 EXCLUDES = [
     ".git",
@@ -53,16 +58,40 @@ def connected(cluster: Cluster) -> Iterator[None]:
         disconnect()
 
 
-def connect(cluster: Cluster) -> None:
-    """Idempotent; DeployError when nothing answers there."""
+def connect(cluster: Cluster, given_up: threading.Event | None = None) -> None:
+    """Idempotent; DeployError when nothing answers there within ``CONNECT_S``, or soon after ``given_up`` is set."""
     os.environ.update(cluster.env)
     os.environ.setdefault("RAY_SERVE_LOG_TO_STDERR", "0")
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # what it tells of retries is told by our errors
     import ray
     from ray import serve  # noqa: F401  its import sets the level of its logger, which is set again below
 
     logging.getLogger("ray.serve").setLevel(logging.ERROR)
     if ray.is_initialized():
         return
+    outcome: Future[None] = Future()
+    # in a thread that may be left behind: towards a port where something else than Ray listens, Ray retries without end
+    threading.Thread(target=_init, args=(cluster, outcome), name="patchwork-ray-init", daemon=True).start()
+    deadline = time.monotonic() + CONNECT_S
+    while not outcome.done() and time.monotonic() < deadline and not (given_up is not None and given_up.is_set()):
+        wait([outcome], timeout=0.1)
+    try:
+        outcome.result(timeout=0)
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        raise DeployError(
+            f"no Ray cluster answers at {cluster.address}: {_first_line(error)}; check RAY_ADDRESS"
+        ) from error
+    except TimeoutError:
+        raise DeployError(
+            f"no Ray cluster answered at {cluster.address} within {CONNECT_S:.0f} s; check RAY_ADDRESS, and that something else "
+            "does not listen there"
+        ) from None
+    logging.getLogger("ray").setLevel(logging.ERROR)
+
+
+def _init(cluster: Cluster, outcome: Future[None]) -> None:
+    import ray
+
     try:
         ray.init(
             address=cluster.address,
@@ -72,11 +101,10 @@ def connect(cluster: Cluster) -> None:
             runtime_env=cluster.runtime_env,
             configure_logging=True,
         )
-    except (ConnectionError, RuntimeError, ValueError) as error:
-        raise DeployError(
-            f"no Ray cluster answers at {cluster.address}: {_first_line(error)}; check RAY_ADDRESS"
-        ) from error
-    logging.getLogger("ray").setLevel(logging.ERROR)
+    except BaseException as error:  # noqa: BLE001  carried to the thread that waits
+        outcome.set_exception(error)
+    else:
+        outcome.set_result(None)
 
 
 def start_serve(cluster: Cluster) -> None:
@@ -87,14 +115,17 @@ def start_serve(cluster: Cluster) -> None:
 
 
 def disconnect() -> None:
-    import ray
-
-    if ray.is_initialized():
+    """Idempotent; costs nothing where Ray was never imported."""
+    ray = sys.modules.get("ray")
+    if ray is not None and ray.is_initialized():
         ray.shutdown()
 
 
-def remote_runtime_env(module_dir: str, extra: dict[str, Any]) -> dict[str, Any]:
-    """Ray's runtime environment for a cluster that does not share our file system: the module's folder, its requirements, and us."""
+def remote_runtime_env(module_dir: str | None, extra: dict[str, Any]) -> dict[str, Any]:
+    """Ray's runtime environment for a cluster that does not share our file system: the module's folder, its requirements, and us.
+
+    ``module_dir`` is None where no replica imports the user's module.
+    """
     import patchwork_adapters
     import patchwork_scheduler
     import patchwork_serving
@@ -104,6 +135,8 @@ def remote_runtime_env(module_dir: str, extra: dict[str, Any]) -> dict[str, Any]
         for module in (patchwork_adapters, patchwork_scheduler, patchwork_serving)
         if module.__file__
     ]
+    if module_dir is None:
+        return {"py_modules": ours, "excludes": EXCLUDES, **extra}
     environment: dict[str, Any] = {"working_dir": module_dir, "excludes": EXCLUDES, "py_modules": ours}
     requirements = Path(module_dir) / "requirements.txt"
     if requirements.is_file():

@@ -63,14 +63,14 @@ def where(dsn: str) -> str:
     return f"{host}:{parts.get('port') or 5432}/{parts.get('dbname') or parts.get('user') or ''}"
 
 
-async def check_server(dsn: str) -> ServerFacts:
-    """Connect once and look; the extension is created where it is only installed.
+async def check_server(dsn: str, *, timeout_s: float = CONNECT_S) -> ServerFacts:
+    """Connect once, within ``timeout_s``, and look; the extension is created where it is only installed.
 
     Raises StoreUnreachable, or StoreWithoutPgvector with the remedy.
     """
     place = where(dsn)
     try:
-        async with await connect(dsn) as connection:
+        async with await connect(dsn, timeout_s) as connection:
             version = await _extension(connection)
             facts = ServerFacts(place, connection.info.parameter_status("server_version") or "?", version or "")
     except psycopg.OperationalError as error:
@@ -93,8 +93,8 @@ def _takes_connections(dsn: str) -> bool:
     return PGconn.ping(dsn.encode()) == Ping.OK
 
 
-async def connect(dsn: str) -> Connection:
-    return await AsyncConnection.connect(dsn, autocommit=True, connect_timeout=int(CONNECT_S), **_OPTIONS)
+async def connect(dsn: str, timeout_s: float = CONNECT_S) -> Connection:
+    return await AsyncConnection.connect(dsn, autocommit=True, connect_timeout=int(timeout_s), **_OPTIONS)
 
 
 async def set_up(connection: Connection) -> None:

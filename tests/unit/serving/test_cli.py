@@ -67,7 +67,8 @@ def test_every_verb_has_help(verb: str, capsys: pytest.CaptureFixture[str]) -> N
         (["deploy", "x.py", "--slo", "0s"], "--slo"),
         (["deploy", "x.py", "--replicas", "0"], "--replicas"),
         (["deploy", "x.py", "--config", "no/such.yaml"], "no/such.yaml"),
-        (["inspect", "x.py", "--inputs", "no/such.jsonl"], "no/such.jsonl"),
+        (["inspect", "x.py", "--inputs", "some.jsonl"], "not available"),
+        (["deploy", "x.py", "--plan", "plan.json"], "not available"),
         (["inspect", "x.py", "--json", "--mermaid"], "--mermaid"),
         (["invoke", "nobody", "hi"], "no application 'nobody'"),
         (["invoke", "http://127.0.0.1:9", "hi", "--timeout", "x"], "--timeout"),
@@ -108,7 +109,7 @@ def test_a_variable_of_telemetry_that_is_wrong_stops_a_deployment(
 
 def test_status_of_nothing_and_of_a_lost_application(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.run(["status", "--json"]) == 0
-    assert json.loads(capsys.readouterr().out) == {"apps": []}
+    assert json.loads(capsys.readouterr().out) == {"apps": [], "left": []}
     lost_app(home)
     assert cli.run(["status", "--json"]) == 0
     (app,) = json.loads(capsys.readouterr().out)["apps"]
