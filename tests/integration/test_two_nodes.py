@@ -68,7 +68,7 @@ def two_nodes(tmp_path: Path) -> Iterator[str]:
     temp = Path("/tmp") / f"pw-ray-{os.getpid()}"
     env = {**os.environ, "RAY_AUTH_MODE": "disabled"}
     address = f"127.0.0.1:{port}"
-    head = ("--head", f"--port={port}", "--node-ip-address=127.0.0.1", "--num-cpus=1", "--include-dashboard=false",
+    head = ("--head", f"--port={port}", "--node-ip-address=127.0.0.1", "--num-cpus=0", "--include-dashboard=false",
             f"--temp-dir={temp}", f"--ray-client-server-port={free_port()}", "--object-store-memory=150000000")  # fmt: skip
     worker = (f"--address={address}", "--node-ip-address=127.0.0.2", "--num-cpus=2", "--object-store-memory=150000000")
     with ray_node(tmp_path / "head", env, *head), ray_node(tmp_path / "worker", env, *worker):
