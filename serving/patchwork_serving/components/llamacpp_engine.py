@@ -27,6 +27,7 @@ from patchwork_adapters import codec
 from patchwork_adapters.protocol import HttpResponse, decode_request, encode_response
 from patchwork_serving.components.engine import EngineCall
 from patchwork_serving.components.openai_chunks import DONE, StreamError, WholeAnswer
+from patchwork_serving.components.prompt_affinity import PromptAffinity
 from patchwork_serving.errors import EngineDied, EngineRefused, ModelCorrupt
 from patchwork_serving.models.registry import Locate
 
@@ -76,6 +77,7 @@ class LlamaCppOptions:
 class _Shard:
     server: Any
     client: httpx.AsyncClient
+    slots: int
     running: int = 0
 
 
@@ -105,6 +107,7 @@ class LlamaCppEngine:
         self._options = (options or LlamaCppOptions()).resolved(cores or available_cores())
         self.slots = self._options.slots
         self._shards: list[_Shard] = []
+        self._affinity = PromptAffinity()
         self._closed = False
 
     async def start(self) -> None:
@@ -163,7 +166,7 @@ class LlamaCppEngine:
     # -- the two ways ----------------------------------------------------------------------------------------------
 
     async def _protocol(self, call: EngineCall, route: str) -> AsyncIterator[bytes]:
-        body = decode_request(call.payload).body
+        body = decode_request(call.payload).json()
         if not call.stream:
             status, document = await self._whole(route, body)
             yield encode_response(HttpResponse(status, _JSON, document))
@@ -176,22 +179,22 @@ class LlamaCppEngine:
     async def _operation(self, call: EngineCall, route: str) -> AsyncIterator[bytes]:
         body = dict(codec.decode(call.payload)["body"])
         if not call.stream:
-            status, document = await self._whole(route, orjson.dumps(body))
+            status, document = await self._whole(route, body)
             if status != httpx.codes.OK:
                 raise EngineRefused(_reason(document))
             yield codec.encode_outcome(orjson.loads(document))
             return
-        async with self._asked(route, orjson.dumps({**body, "stream": True})) as answer:
+        async with self._asked(route, {**body, "stream": True}) as answer:
             if answer.status != httpx.codes.OK:
                 raise EngineRefused(_reason(await _read(answer)))
             async for data in _events(answer):
                 if data != DONE:
                     yield codec.encode_outcome(orjson.loads(data))
 
-    async def _whole(self, route: str, body: bytes) -> tuple[int, bytes]:
+    async def _whole(self, route: str, body: Mapping[str, Any]) -> tuple[int, bytes]:
         """(status, document). Streamed underneath, because llama.cpp notices only there that its caller has left."""
         whole = WholeAnswer()
-        async with self._asked(route, _streaming(body)) as answer:
+        async with self._asked(route, {**body, "stream": True, "stream_options": {"include_usage": True}}) as answer:
             if answer.status != httpx.codes.OK or not answer.headers["content-type"].startswith("text/event-stream"):
                 return answer.status, await _read(answer)
             try:
@@ -205,14 +208,15 @@ class LlamaCppEngine:
     # -- llama.cpp -------------------------------------------------------------------------------------------------
 
     @contextlib.asynccontextmanager
-    async def _asked(self, route: str, body: bytes) -> AsyncIterator[_Answer]:
-        """Send to the shard with the fewest sequences. A stale connection is tried again; nothing was computed then."""
+    async def _asked(self, route: str, body: Mapping[str, Any]) -> AsyncIterator[_Answer]:
+        """Send to one of the shards. A stale connection is tried again; nothing was computed then."""
         if self._closed or not self._shards:
             raise EngineDied(f"{self._name} is not running; its replica is starting or shutting down")
-        shard = min(self._shards, key=lambda shard: shard.running)
+        shards = self._shards
+        shard = shards[self._affinity.choose(body, [s.running for s in shards], [s.slots for s in shards])]
         shard.running += 1
         try:
-            response = await _send(shard.client, route, body, self._name)
+            response = await _send(shard.client, route, orjson.dumps(body), self._name)
             try:
                 kept = {"content-type": response.headers.get("content-type", "application/json")}
                 yield _Answer(response.status_code, kept, response)
@@ -255,7 +259,7 @@ class LlamaCppEngine:
             timeout=httpx.Timeout(_READ_TIMEOUT_S, connect=10.0), trust_env=False,
             limits=httpx.Limits(max_connections=None, max_keepalive_connections=slots),
         )  # fmt: skip
-        return _Shard(server, client)
+        return _Shard(server, client, slots)
 
     async def _warm(self, shard: _Shard) -> None:
         body = {"messages": [{"role": "user", "content": "Say yes."}], "max_tokens": 2, "temperature": 0}
@@ -321,17 +325,6 @@ async def _events(answer: _Answer) -> AsyncIterator[bytes]:
             name, _, data = line.partition(b":")
             if name in (b"data", b"error"):
                 yield data.strip()
-
-
-def _streaming(body: bytes) -> bytes:
-    """The same request, streamed, with usage at the end; a body that is no JSON object is left for llama.cpp to refuse."""
-    try:
-        document = orjson.loads(body)
-    except orjson.JSONDecodeError:
-        return body
-    if not isinstance(document, dict):
-        return body
-    return orjson.dumps({**document, "stream": True, "stream_options": {"include_usage": True}})
 
 
 def _reason(content: bytes) -> str:
