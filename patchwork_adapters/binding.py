@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -11,6 +12,8 @@ from patchwork_adapters import codec
 from patchwork_adapters.bridge import Bridge
 from patchwork_adapters.context import REQUEST
 from patchwork_adapters.transport import LeafCall, Way
+
+log = logging.getLogger(__name__)
 
 #: Swaps that are in force in the running code; one that is ``always`` need not be named here.
 ACTIVE: ContextVar[frozenset[int]] = ContextVar("patchwork_active_swaps", default=frozenset())
@@ -56,6 +59,22 @@ class Slot:
         if binding is None or not (binding.always or binding.swap_id in ACTIVE.get()):
             return None
         return binding
+
+    def writing(self) -> Binding | None:
+        """As :meth:`active`, for a call that changes a store.
+
+        A store of a program that runs on beside its components may be changed at any time, and the exported copy may have other readers:
+        from its first change on it is searched where it is.
+        """
+        binding = self.binding
+        if binding is None or binding.always:
+            return binding
+        self.binding = None
+        log.warning(
+            "%s was written to: it is searched in this process from now on; connect again to export it again",
+            binding.leaf,
+        )
+        return None
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import threading
 from typing import Any
 
 from llama_index.core.base.base_query_engine import BaseQueryEngine
 from llama_index.core.callbacks import CallbackManager
 
-from patchwork_adapters.connection import Connection, astepwise, connect, one_request, parse_slo, stepwise
+from patchwork_adapters.connection import Connecting, Steps, one_request, parse_slo
 
 
 class PatchworkQueryEngine(BaseQueryEngine):  # type: ignore[misc]  # llama_index is optional and unseen by the type checker
@@ -22,19 +21,16 @@ class PatchworkQueryEngine(BaseQueryEngine):  # type: ignore[misc]  # llama_inde
         self.engine = engine
         self.slo_s = parse_slo(slo)
         self.name = name
-        self._connection: Connection | None = None
-        self._lock = threading.Lock()
+        self._connecting = Connecting(engine, name, self.slo_s)
 
     def connect(self) -> PatchworkQueryEngine:
         """Connect now instead of at the first query."""
-        self._connected()
+        self._connecting.get()
         return self
 
     def close(self) -> None:
-        with self._lock:
-            connection, self._connection = self._connection, None
-        if connection is not None:
-            connection.close()
+        """Disconnect; the next query connects again."""
+        self._connecting.close()
 
     def __enter__(self) -> PatchworkQueryEngine:
         return self.connect()
@@ -42,28 +38,26 @@ class PatchworkQueryEngine(BaseQueryEngine):  # type: ignore[misc]  # llama_inde
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _connected(self) -> Connection:
-        with self._lock:
-            if self._connection is None:
-                self._connection = connect(self.engine, name=self.name, slo_s=self.slo_s)
-            return self._connection
-
     # ``query`` and not ``_query``: the engine emits its own events, and twice would be one too many
 
     def query(self, str_or_query_bundle: Any) -> Any:
-        with one_request(self._connected(), self.slo_s):
-            response = self.engine.query(str_or_query_bundle)
-        if hasattr(response, "response_gen"):  # the engine streams: its model is asked while the answer is read
-            tokens = response.response_gen
-            response.response_gen = stepwise(self._connected(), self.slo_s, lambda: tokens)
+        request = Steps(self._connecting.get(), self.slo_s)
+        response = request.run(lambda: self.engine.query(str_or_query_bundle))
+        tokens = getattr(response, "response_gen", None)
+        if tokens is None:
+            request.end(None)
+        else:  # the engine streams: its model is asked while the answer is read
+            response.response_gen = request.iterate(lambda: tokens)
         return response
 
     async def aquery(self, str_or_query_bundle: Any) -> Any:
-        with one_request(self._connected(), self.slo_s):
-            response = await self.engine.aquery(str_or_query_bundle)
-        if hasattr(response, "response_gen"):
-            tokens = response.response_gen
-            response.response_gen = astepwise(self._connected(), self.slo_s, lambda: tokens)
+        request = Steps(await self._connecting.aget(), self.slo_s)
+        response = await request.arun(lambda: self.engine.aquery(str_or_query_bundle))
+        tokens = getattr(response, "response_gen", None)
+        if tokens is None:
+            request.end(None)
+        else:
+            response.response_gen = request.aiterate(lambda: tokens)
         return response
 
     def _query(self, query_bundle: Any) -> Any:
@@ -73,11 +67,11 @@ class PatchworkQueryEngine(BaseQueryEngine):  # type: ignore[misc]  # llama_inde
         return await self.aquery(query_bundle)
 
     def retrieve(self, query_bundle: Any) -> Any:
-        with one_request(self._connected(), self.slo_s):
+        with one_request(self._connecting.get(), self.slo_s):
             return self.engine.retrieve(query_bundle)
 
     async def aretrieve(self, query_bundle: Any) -> Any:
-        with one_request(self._connected(), self.slo_s):
+        with one_request(await self._connecting.aget(), self.slo_s):
             return await self.engine.aretrieve(query_bundle)
 
     def _get_prompt_modules(self) -> dict[str, Any]:

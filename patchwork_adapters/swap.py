@@ -28,6 +28,7 @@ from patchwork_adapters.stores import fingerprint
 from patchwork_adapters.walk import Leaf
 
 Override = Callable[..., Any]
+_Active = Callable[[], Binding | None]
 
 _ids = itertools.count(1)
 _lock = threading.Lock()
@@ -173,8 +174,8 @@ def _generate(cls: type, slot: Slot, spec: LeafSpec, overrides: Mapping[str, Ove
         if not cls.__dictoffset__:  # its objects have slots only, and the layout must stay
             namespace["__slots__"] = ()
         for name, override in overrides.items():
-            method = _gated(cls, holder, slot, name, override)
             original = inspect.getattr_static(cls, name, None)
+            method = _gated(holder, slot.writing if name in spec.writes else slot.active, name, override, original)
             namespace[name] = spec.wrap(name, original, method) if spec.wrap is not None else method
         namespace["__reduce_ex__"] = _reduce_as(cls, holder)
 
@@ -202,21 +203,20 @@ def _new(cls: type, *args: Any) -> Any:
     return cls.__new__(cls, *args)
 
 
-def _gated(cls: type, holder: Mapping[str, type], slot: Slot, name: str, override: Override) -> Override:
+def _gated(holder: Mapping[str, type], active: _Active, name: str, override: Override, original: Any) -> Override:
     """The method of the generated class: the override while the swap is in force, otherwise the user's; in the override's colour."""
 
     def local(obj: Any) -> Any:
         return super(holder["cls"], obj)
 
     make = next(make for is_colour, make in _COLOURS if is_colour(override))
-    method = make(slot, local, name, override)
-    original = inspect.getattr_static(cls, name, None)
+    method = make(active, local, name, override)
     return functools.wraps(original)(method) if inspect.isfunction(original) else method
 
 
-def _async_generator(slot: Slot, local: Override, name: str, override: Override) -> Override:
+def _async_generator(active: _Active, local: Override, name: str, override: Override) -> Override:
     async def method(self: Any, *args: Any, **kwargs: Any) -> Any:
-        binding = slot.active()
+        binding = active()
         if binding is None:
             chunks = getattr(local(self), name)(*args, **kwargs)
         else:
@@ -230,9 +230,9 @@ def _async_generator(slot: Slot, local: Override, name: str, override: Override)
     return method
 
 
-def _generator(slot: Slot, local: Override, name: str, override: Override) -> Override:
+def _generator(active: _Active, local: Override, name: str, override: Override) -> Override:
     def method(self: Any, *args: Any, **kwargs: Any) -> Any:
-        binding = slot.active()
+        binding = active()
         if binding is None:
             return (yield from getattr(local(self), name)(*args, **kwargs))
         return (yield from override(Bound(self, local(self), binding), *args, **kwargs))
@@ -240,9 +240,9 @@ def _generator(slot: Slot, local: Override, name: str, override: Override) -> Ov
     return method
 
 
-def _coroutine(slot: Slot, local: Override, name: str, override: Override) -> Override:
+def _coroutine(active: _Active, local: Override, name: str, override: Override) -> Override:
     async def method(self: Any, *args: Any, **kwargs: Any) -> Any:
-        binding = slot.active()
+        binding = active()
         if binding is None:
             return await getattr(local(self), name)(*args, **kwargs)
         return await override(Bound(self, local(self), binding), *args, **kwargs)
@@ -250,9 +250,9 @@ def _coroutine(slot: Slot, local: Override, name: str, override: Override) -> Ov
     return method
 
 
-def _plain(slot: Slot, local: Override, name: str, override: Override) -> Override:
+def _plain(active: _Active, local: Override, name: str, override: Override) -> Override:
     def method(self: Any, *args: Any, **kwargs: Any) -> Any:
-        binding = slot.active()
+        binding = active()
         if binding is None:
             return getattr(local(self), name)(*args, **kwargs)
         return override(Bound(self, local(self), binding), *args, **kwargs)

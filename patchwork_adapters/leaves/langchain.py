@@ -101,6 +101,7 @@ register(
     LeafSpec(
         f"{_CORE}vectorstores.in_memory.InMemoryVectorStore", "retriever", "langchain", _store, facade=True,
         inner=frozenset({"embedding"}), engine="pgvector", engine_methods=in_memory_methods, export=export_in_memory,
+        writes=frozenset({"add_documents", "aadd_documents", "delete", "adelete"}),
         is_empty=lambda store: not store.store,
     )
 )  # fmt: skip

@@ -112,6 +112,7 @@ register(
         f"{_CORE}vector_stores.simple.SimpleVectorStore", "retriever", "llamaindex", _store_cut, facade=True, inner=frozenset(),
         engine="pgvector", engine_methods=simple_methods, export=export_simple,
         is_empty=lambda store: not store.data.embedding_dict,
+        writes=frozenset({"add", "async_add", "delete", "adelete", "delete_nodes", "adelete_nodes", "clear", "aclear"}),
     )
 )  # fmt: skip
 register(

@@ -74,6 +74,7 @@ class LeafSpec:
     engine: str | None = None  #: the engine that can stand in for the class, None if none can
     engine_methods: EngineMethods | None = None
     export: Callable[[Any], ExportedStore] | None = None  #: for stores that live in the process
+    writes: frozenset[str] = frozenset()  #: the engine's methods that change the store
     is_empty: Callable[[Any], bool] = _no  #: a store without content stays where it is: there is nothing to search
     is_light: Callable[[type], bool] = _no  #: classes whose work is too small to move
     #: methods of the cut that return an iterator of chunks without being generators

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from patchwork_adapters.bridge import Bridge
+from patchwork_adapters.connection import deployed_here
 from patchwork_adapters.errors import AdapterError
 from patchwork_adapters.graph import ComponentGraph
 from patchwork_adapters.openai_cut import OpenAICut
@@ -77,6 +78,7 @@ def build(request: BuildRequest, folder: Path, progress: ProgressSink) -> dict[s
 
 
 def _take_apart(request: BuildRequest, config: Config, paths: Paths, target: Target, progress: ProgressSink) -> _Taken:
+    deployed_here()
     router = ImportRouter(config, paths)
     engines = LocalEngines(config, paths, progress)
     record_file = (

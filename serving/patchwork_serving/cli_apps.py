@@ -8,6 +8,7 @@ from typing import Any
 import httpx
 
 from patchwork_serving.config import Paths
+from patchwork_serving.errors import UnknownApp
 from patchwork_serving.state import AppState, StateStore
 
 API_KEY_VARIABLE = "PATCHWORK_API_KEY"
@@ -23,7 +24,12 @@ def url_of(name: str) -> str:
     """The URL of an application by name; a URL is taken as it is. Raises UnknownApp."""
     if name.startswith(("http://", "https://")):
         return name.rstrip("/")
-    return store().load(name).url.rstrip("/")
+    app = store().load(name)
+    if app.is_for_programs():
+        raise UnknownApp(
+            f"{name} serves the programs that started it, and no HTTP; `patchwork deploy` serves a chain over HTTP"
+        )
+    return app.url.rstrip("/")
 
 
 def auth_headers() -> dict[str, str]:
@@ -44,9 +50,11 @@ def ask_info(url: str, timeout_s: float = INFO_TIMEOUT_S) -> dict[str, Any] | No
 
 def app_status(app: AppState) -> dict[str, Any]:
     """One item of ``apps`` in ``status --json``; ``state`` is ``lost`` when its processes are gone, ``unreachable`` when silent."""
-    info = ask_info(app.url.rstrip("/")) if not app.is_stale() else None
+    info = ask_info(app.url.rstrip("/")) if app.url and not app.is_stale() else None
     told = {**(info or {}), **_mapping((info or {}).get("status"))}
     silent = "unreachable" if app.is_alive() else "lost"
+    if app.is_for_programs() and app.is_alive():
+        silent = "in use" if app.living_clients() else "lost"
     state = silent if info is None else "ready" if info.get("ready", True) else "starting"
     return {
         "name": app.name,
@@ -58,6 +66,7 @@ def app_status(app: AppState) -> dict[str, Any]:
         "decisions": told.get("decisions") or [],
         "target": app.target,
         "created_at": app.created_at,
+        "clients": [client.pid for client in app.living_clients()],
     }
 
 

@@ -104,7 +104,7 @@ def down(name: str | None, *, as_json: bool) -> None:
     """Stop one application, or all of them; UnknownApp when there is none of that name."""
     paths = Paths.from_env()
     state = StateStore(paths.state)
-    doomed = [state.load(name)] if name is not None else state.apps()
+    doomed = [state.load(name)] if name is not None else [a for a in state.apps() if not a.is_for_living_programs()]
     left = servers.running(paths) if not doomed else []
     from patchwork_serving import deploy as deployments
 
@@ -116,6 +116,9 @@ def down(name: str | None, *, as_json: bool) -> None:
     elif stopped:
         fact(f"stopped: {', '.join(stopped)}")
     else:
+        if state.apps():
+            fact("nothing was stopped: what runs here belongs to programs; `patchwork status` names them")
+            return
         roles = " and ".join(process.role.capitalize() for process in left)
         fact(f"stopped the {roles} of this home" if left else "nothing was deployed on this machine")
 

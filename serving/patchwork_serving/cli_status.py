@@ -17,7 +17,7 @@ from patchwork_serving.cli_output import console, fact_json
 from patchwork_serving.config import Paths
 
 WATCH_EVERY_S = 2.0
-_STATE_STYLE = {"ready": "green", "lost": "red", "unreachable": "red"}
+_STATE_STYLE = {"ready": "green", "in use": "green", "lost": "red", "unreachable": "red"}
 
 
 def status(*, as_json: bool, watch: bool) -> None:
@@ -74,6 +74,8 @@ def _app(app: dict[str, Any]) -> Iterator[RenderableType]:
     yield head
     if app["state"] == "lost":
         yield Text(f"  its processes are gone; `patchwork down {app['name']}` clears it away", style="dim")
+    if app["clients"]:
+        yield Text(f"  used by {', '.join(f'process {pid}' for pid in app['clients'])}", style="dim")
     if app["replicas"]:
         yield _replicas(app["replicas"])
     if app["window"]:

@@ -32,7 +32,7 @@ from patchwork_adapters.errors import DeadlinePassed, NoChainFound
 from patchwork_adapters.graph import ComponentGraph
 from patchwork_adapters.swap import Swap, swap
 from patchwork_adapters.walk import Leaf, find_leaves
-from patchwork_serving import serve_control, servers, shared_components
+from patchwork_serving import servers, shared_components
 from patchwork_serving.assign import Assigned, assign
 from patchwork_serving.bundle import Bundle, captured_environment
 from patchwork_serving.config import Config, Paths, load_config
@@ -179,7 +179,11 @@ def _join(wanted: _Wanted, app: AppState) -> LocalConnection:
     cluster = Cluster(app.ray_address or "", shared_components.auth_env(app, wanted.paths))
     with _session(cluster):
         shared_components.attach(wanted.paths, app)
-    release = dataclasses.replace(wanted.release(()), name=app.name)
+    specs = {spec.id: spec for spec in wanted.assigned.specs}
+    planned = wanted.assigned.placed.assignments
+    used = [dataclasses.replace(specs[planned[path].component], id=a.component) for path, a in assignments.items()]
+    hosted = [spec for spec in wanted.assigned.specs if spec.way == "external"]
+    release = dataclasses.replace(wanted.release(()), name=app.name, components=(*used, *hosted))
     return _connected(wanted, release, assignments, lambda: shared_components.detach(wanted.paths, app.name))
 
 

@@ -80,6 +80,9 @@ def start(options: DeployOptions, progress: ProgressSink, paths: Paths | None = 
             port = options.port or ray_cluster.free_port(options.host)
             ray_cluster.check_port(options.host, port)
             options = dataclasses.replace(options, port=port)
+        known = StateStore(paths.state).find(name)
+        if known is not None and known.is_for_living_programs():
+            raise DeployError(f"programs use components under the name {name}; choose another with --name")
         preflight.check(config, os.environ)
         return _start(options, config, name, progress, paths)
 
@@ -112,17 +115,24 @@ def _start(options: DeployOptions, config: Config, name: str, progress: Progress
 
 
 def down(name: str | None, progress: ProgressSink, paths: Paths | None = None) -> list[str]:
-    """Stop one application, or all; with the last one, the servers that were started for it. Returns the names stopped."""
+    """Stop one application, or all but those that programs use through wrappers; with the last one, the servers that were started for it.
+
+    Servers that a program uses are left to it: it stops them when it ends. Returns the names stopped.
+    """
     paths = paths or Paths.from_env()
     store = StateStore(paths.state)
     with store.lock(timeout_s=60.0):
-        apps = [store.load(name)] if name else store.apps()
+        apps = [store.load(name)] if name else [app for app in store.apps() if not app.is_for_living_programs()]
         left = [app for app in store.apps() if app.name not in {a.name for a in apps}]
         for app in apps:
             with step(progress, f"down-{app.name}", f"stopping {app.name}"):
                 _stop_app(app, paths)
                 store.remove(app.name)
-        if not left and servers.running(paths):
+        users = sorted({client.pid for app in (*apps, *left) for client in app.living_clients()})
+        if users:
+            progress.begin("servers", "leaving Ray and Postgres to the programs that use them")
+            progress.end("servers", ", ".join(f"process {pid}" for pid in users))
+        elif not left and servers.running(paths):
             with step(progress, "servers", "stopping Ray and Postgres"):
                 servers.stop(paths)
     return [app.name for app in apps]

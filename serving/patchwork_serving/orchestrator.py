@@ -77,6 +77,8 @@ class Orchestrator:
                     "recall": c.recall,
                     "ef_search": c.ef_search,
                     "exact": c.exact,
+                    "leaf": c.leaf,
+                    "fingerprint": c.fingerprint,
                 }
                 for c in release.collections
             ],

@@ -88,6 +88,7 @@ class AppState:
     postgres: str | None = None  #: without password
     release: str | None = None  #: path of the release JSON
     processes: tuple[OwnProcess, ...] = ()
+    clients: tuple[OwnProcess, ...] = ()  #: programs whose chains use its components
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -96,7 +97,8 @@ class AppState:
     def from_json(cls, document: Mapping[str, Any]) -> AppState:
         """The inverse of :meth:`to_json`; keys of a later version are left out."""
         values = {name: document[name] for name in cls.__slots__ if name in document}
-        values["processes"] = tuple(OwnProcess(**p) for p in document.get("processes", ()))
+        for name in ("processes", "clients"):
+            values[name] = tuple(OwnProcess(**p) for p in document.get(name, ()))
         return cls(**values)
 
     def is_alive(self) -> bool:
@@ -106,6 +108,21 @@ class AppState:
     def is_stale(self) -> bool:
         """Nothing that we started for it runs any more: the entry may be removed."""
         return bool(self.processes) and not any(process.is_running() for process in self.processes)
+
+    def living_clients(self) -> tuple[OwnProcess, ...]:
+        """The programs that use it now."""
+        return tuple(client for client in self.clients if client.is_running())
+
+    def is_for_programs(self) -> bool:
+        """It serves no HTTP, only the programs in ``clients``, and lives as long as one of them."""
+        return not self.url
+
+    def is_for_living_programs(self) -> bool:
+        return self.is_for_programs() and bool(self.living_clients())
+
+    def is_deserted(self) -> bool:
+        """It was made for programs, and all of them are gone."""
+        return self.is_for_programs() and not self.living_clients()
 
     def with_processes(self, *processes: OwnProcess) -> AppState:
         return replace(self, processes=(*self.processes, *processes))

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from patchwork_adapters.binding import Assignment
 from patchwork_adapters.bridge import Bridge
+from patchwork_adapters.connection import deployed_here
 from patchwork_adapters.errors import AdapterError
 from patchwork_adapters.external import ExternalCalls
 from patchwork_adapters.leaves.spec import install_construct_hooks
@@ -46,7 +47,7 @@ def take_apart(
 
     Raises AdapterError when the module does not hold the leaves that were deployed: then it is another module.
     """
-    undo: list[Callable[[], None]] = []
+    undo: list[Callable[[], None]] = [deployed_here()]
     cut = OpenAICut(bridge, ModelRouter.of(release), external=external_calls(release, bridge, observer))
     cut.install()
     undo.append(cut.undo)
