@@ -9,13 +9,15 @@ from typing import Any
 
 from patchwork_serving import board
 from patchwork_serving.bundle import Bundle, apply_environment
-from patchwork_serving.gateway import GatewayMetrics, GatewaySettings, build_gateway
+from patchwork_serving.gateway import Account, GatewayMetrics, GatewaySettings, build_gateway
 from patchwork_serving.metered import MeteredCalls
 from patchwork_serving.orchestrator import Orchestrator
 from patchwork_serving.telemetry import RequestTelemetry, open_tracing
 from patchwork_serving.transport import RayTransport
 
 log = logging.getLogger(__name__)
+
+SIBLINGS_TIMEOUT_S = 2.0
 
 
 class Ingress:
@@ -59,6 +61,8 @@ class Ingress:
             self._telemetry,
             metrics=self._metrics,
             cancel_elsewhere=self._cancel_elsewhere,
+            ask_siblings=self._ask_siblings,
+            replica=self._replica,
         )
         self._gateway = app.state.gateway
         return app
@@ -67,14 +71,37 @@ class Ingress:
         """Cancel a run of this process; called by the other ingress replicas."""
         return bool(self._gateway.runs.cancel(run_id))
 
+    async def account(self) -> Account:
+        """What this process has counted; called by the other ingress replicas."""
+        found: Account = self._gateway.account()
+        return found
+
     async def _cancel_elsewhere(self, run_id: str) -> bool:
-        if self._bundle.release.ingress_replicas == 1:
-            return False
+        return any(await self._ask_all("cancel_run", run_id))
+
+    async def _ask_siblings(self) -> list[Account]:
+        return [answer for answer in await self._ask_all("account") if isinstance(answer, Account)]
+
+    async def _ask_all(self, method: str, *arguments: Any) -> list[Any]:
+        """What each ingress replica answers, this one included; nothing when it is alone, or when the others cannot be asked."""
+        try:
+            answers = await asyncio.to_thread(self._broadcast, method, *arguments)
+        except Exception as error:  # noqa: BLE001  a page about the app must not fail because a replica does
+            log.warning("could not ask the other ingress replicas: %s", type(error).__name__)
+            return []
+        return [answer for answer in answers if not isinstance(answer, BaseException)]
+
+    def _broadcast(self, method: str, *arguments: Any) -> list[Any]:
+        app = self._bundle.release.name
+        if sum(entry["component"] == "ingress" for entry in board.read(app)) < 2:
+            return []
         from ray import serve
 
-        handle = serve.get_deployment_handle("ingress", app_name=self._bundle.release.name)
-        answers = await asyncio.to_thread(lambda: handle.broadcast("cancel_run", run_id).results())
-        return any(answers)
+        handle = serve.get_deployment_handle("ingress", app_name=app)
+        answers: list[Any] = handle.broadcast(method, *arguments).results(
+            timeout_s=SIBLINGS_TIMEOUT_S, return_exceptions=True
+        )
+        return answers
 
     async def _publish(self) -> None:
         while True:

@@ -1,9 +1,11 @@
 """The HTTP door of a deployed chain."""
 
+from patchwork_serving.gateway.account import Account
 from patchwork_serving.gateway.app import build_gateway
 from patchwork_serving.gateway.faults import NotReady, RequestRefused
 from patchwork_serving.gateway.metrics import GatewayMetrics, ObservedCall
 from patchwork_serving.gateway.port import (
+    AskSiblings,
     CancelElsewhere,
     ChainRunner,
     EventFilter,
@@ -14,6 +16,8 @@ from patchwork_serving.gateway.port import (
 from patchwork_serving.gateway.settings import GatewaySettings, SloClass
 
 __all__ = [
+    "Account",
+    "AskSiblings",
     "CancelElsewhere",
     "ChainRunner",
     "EventFilter",

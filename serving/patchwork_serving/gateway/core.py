@@ -6,8 +6,9 @@ import time
 from functools import cached_property
 from typing import Any
 
+from patchwork_serving.gateway.account import Account
 from patchwork_serving.gateway.metrics import GatewayMetrics
-from patchwork_serving.gateway.port import CancelElsewhere, ChainRunner, Telemetry
+from patchwork_serving.gateway.port import AskSiblings, CancelElsewhere, ChainRunner, Telemetry
 from patchwork_serving.gateway.runs import RunRegistry
 from patchwork_serving.gateway.serialize import revive
 from patchwork_serving.gateway.settings import GatewaySettings
@@ -25,15 +26,29 @@ class Gateway:
         telemetry: Telemetry,
         metrics: GatewayMetrics,
         cancel_elsewhere: CancelElsewhere | None = None,
+        ask_siblings: AskSiblings | None = None,
+        replica: str = "",
     ) -> None:
         self.runner = runner
         self.settings = settings
         self.telemetry = telemetry
         self.metrics = metrics
         self.cancel_elsewhere = cancel_elsewhere
+        self.replica = replica
+        self._ask_siblings = ask_siblings
         self.started_at = int(time.time())
         self.window = Window()
         self.runs = RunRegistry(settings.max_in_flight)
+
+    def account(self) -> Account:
+        """What this replica has counted."""
+        finished = self.window.finished(now=time.monotonic())
+        return Account(self.replica, self.metrics.families(), finished, len(self.runs))
+
+    async def accounts(self) -> list[Account]:
+        """What all replicas of the ingress have counted, this one first."""
+        others = [] if self._ask_siblings is None else await self._ask_siblings()
+        return [self.account(), *(account for account in others if account.replica != self.replica)]
 
     @cached_property
     def input_shape(self) -> Shape:

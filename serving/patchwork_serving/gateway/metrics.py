@@ -9,7 +9,7 @@ import threading
 from dataclasses import dataclass
 from typing import Literal
 
-from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Histogram, Metric, generate_latest
 
 from patchwork_serving.gateway.port import Outcome
 
@@ -110,6 +110,10 @@ class GatewayMetrics:
 
     def observe_response(self, route: str, status: int) -> None:
         self._responses.labels(self._app, route, str(status)).inc()
+
+    def families(self) -> tuple[Metric, ...]:
+        """Everything as it is now."""
+        return tuple(self.registry.collect())
 
     def expose(self) -> bytes:
         """Everything in Prometheus' text format."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import time
+import asyncio
 from typing import Any
 
 from fastapi import FastAPI
@@ -10,6 +10,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from patchwork_serving.gateway import openai_routes
+from patchwork_serving.gateway.account import exposition, together
 from patchwork_serving.gateway.core import Gateway
 from patchwork_serving.gateway.faults import Fault, GatewayError, NotReady, UnknownRun, fault_of
 from patchwork_serving.gateway.metrics import CONTENT_TYPE
@@ -55,18 +56,21 @@ def add_ops_routes(app: FastAPI, gateway: Gateway) -> None:
             raise NotReady("the app is starting or stopping")
         return json_response({"status": "ready"})
 
-    @app.get("/metrics", summary="Prometheus metrics of this ingress replica")
+    @app.get("/metrics", summary="Prometheus metrics of all ingress replicas")
     async def metrics() -> Response:
-        return Response(gateway.metrics.expose(), media_type=CONTENT_TYPE)
+        accounts, status = await asyncio.gather(gateway.accounts(), runner.status())
+        text = exposition(accounts, status.get("replicas", ()), settings.name)
+        return Response(text, media_type=CONTENT_TYPE)
 
-    @app.get("/info", summary="What is deployed, and the last minute of this ingress replica")
+    @app.get("/info", summary="What is deployed, and the last minute")
     async def info() -> Response:
+        accounts, status = await asyncio.gather(gateway.accounts(), runner.status())
         document: dict[str, Any] = {
             "name": settings.name,
             "framework": runner.framework,
             "ready": runner.is_ready() and not gateway.runs.draining,
             "release": runner.release_info(),
-            "status": await runner.status(),
+            "status": status,
             "slo": {"default_s": settings.default_slo_s, "classes": settings.slo_classes},
             "limits": {
                 "body_bytes": settings.max_body_bytes,
@@ -74,8 +78,7 @@ def add_ops_routes(app: FastAPI, gateway: Gateway) -> None:
                 "request_timeout_s": settings.request_timeout_s,
                 "in_flight": settings.max_in_flight,
             },
-            "in_flight": len(gateway.runs),
-            "window": gateway.window.summary(now=time.monotonic()),
+            **together(accounts),
         }
         return json_response(document)
 

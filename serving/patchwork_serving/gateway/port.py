@@ -8,7 +8,10 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+if TYPE_CHECKING:
+    from patchwork_serving.gateway.account import Account
 
 JsonSchema = dict[str, Any]
 Config = dict[
@@ -85,6 +88,12 @@ class CancelElsewhere(Protocol):
     """Asks the other replicas of the ingress to cancel a run that is not in flight here; True when one had it."""
 
     async def __call__(self, run_id: str) -> bool: ...
+
+
+class AskSiblings(Protocol):
+    """Asks the other replicas of the ingress what they have counted; those that do not answer in time are left out. Never raises."""
+
+    async def __call__(self) -> Sequence[Account]: ...
 
 
 class RequestHandle(Protocol):

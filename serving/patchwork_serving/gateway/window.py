@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 from collections import Counter, deque
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 from patchwork_serving.gateway.port import Outcome
 
 LENGTH_S = 60.0
 _MAX_KEPT = 100_000  #: bounds memory at rates beyond 1,600 requests/s; the oldest go first
+
+
+class Finished(NamedTuple):
+    """One request that ended."""
+
+    outcome: Outcome
+    latency_s: float
 
 
 class Window:
@@ -22,20 +30,28 @@ class Window:
         self._finished.append((now, outcome, latency_s))
         self._forget(now)
 
-    def summary(self, *, now: float) -> dict[str, Any]:
-        """The ``window`` of ``status --json``: percentiles are of answers, attained or missed, and None without any."""
+    def finished(self, *, now: float) -> tuple[Finished, ...]:
+        """What is in the window, oldest first."""
         self._forget(now)
-        counts = Counter(outcome for _, outcome, _ in self._finished)
-        latencies = sorted(s for _, outcome, s in self._finished if outcome in ("attained", "missed"))
-        return {
-            "requests": len(self._finished),
-            **{outcome: counts[outcome] for outcome in ("attained", "missed", "refused", "failed", "cancelled")},
-            **{f"p{p}_s": percentile(latencies, p) for p in (50, 95, 99)},
-        }
+        return tuple(Finished(outcome, latency_s) for _, outcome, latency_s in self._finished)
+
+    def summary(self, *, now: float) -> dict[str, Any]:
+        return summary_of(self.finished(now=now))
 
     def _forget(self, now: float) -> None:
         while self._finished and self._finished[0][0] <= now - self._length_s:
             self._finished.popleft()
+
+
+def summary_of(finished: Sequence[Finished]) -> dict[str, Any]:
+    """The ``window`` of ``status --json``: percentiles are of answers, attained or missed, and None without any."""
+    counts = Counter(one.outcome for one in finished)
+    latencies = sorted(one.latency_s for one in finished if one.outcome in ("attained", "missed"))
+    return {
+        "requests": len(finished),
+        **{outcome: counts[outcome] for outcome in ("attained", "missed", "refused", "failed", "cancelled")},
+        **{f"p{p}_s": percentile(latencies, p) for p in (50, 95, 99)},
+    }
 
 
 def percentile(ordered: list[float], p: int) -> float | None:

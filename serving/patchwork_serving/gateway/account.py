@@ -1,0 +1,75 @@
+"""What one replica of the gateway has counted, and what several have counted together: any of them answers for all."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from prometheus_client import Metric, generate_latest
+from prometheus_client.samples import Sample
+
+from patchwork_serving.gateway.window import Finished, summary_of
+
+#: Label that tells the replicas' series apart: each counts from its own start, and a sum of them would fall when one is replaced.
+REPLICA_LABEL = "ingress"
+
+
+@dataclass(frozen=True, slots=True)
+class Account:
+    """Travels between replicas of one application."""
+
+    replica: str
+    families: tuple[Metric, ...]  #: of ``GatewayMetrics``
+    finished: tuple[Finished, ...]  #: the requests of the last minute
+    in_flight: int
+
+
+def exposition(accounts: Sequence[Account], components: Iterable[Mapping[str, Any]], app: str) -> bytes:
+    """All accounts in Prometheus' text format, and the components' queues (``replicas`` of ``status --json``)."""
+    return generate_latest(_Collected([*_merged(accounts), *_queues(components, app)]))
+
+
+def together(accounts: Sequence[Account]) -> dict[str, Any]:
+    """The parts of ``/info`` that are about traffic. Percentiles are of all requests, not of the replicas' percentiles."""
+    return {
+        "in_flight": sum(account.in_flight for account in accounts),
+        "window": summary_of([one for account in accounts for one in account.finished]),
+        "ingress": [{"replica": account.replica, "in_flight": account.in_flight} for account in accounts],
+    }
+
+
+class _Collected:
+    """Families in the shape of a registry."""
+
+    def __init__(self, families: Sequence[Metric]) -> None:
+        self._families = families
+
+    def collect(self) -> Sequence[Metric]:
+        return self._families
+
+
+def _merged(accounts: Sequence[Account]) -> list[Metric]:
+    merged: dict[str, Metric] = {}
+    for account in accounts:
+        for family in account.families:
+            into = merged.setdefault(family.name, Metric(family.name, family.documentation, family.type, family.unit))
+            into.samples.extend(_labelled(sample, account.replica) for sample in family.samples)
+    return list(merged.values())
+
+
+def _labelled(sample: Sample, replica: str) -> Sample:
+    return sample._replace(labels={**sample.labels, REPLICA_LABEL: replica}) if replica else sample
+
+
+def _queues(components: Iterable[Mapping[str, Any]], app: str) -> list[Metric]:
+    families = {
+        "queued": Metric("patchwork_component_queued", "Calls that wait in a component's replicas.", "gauge"),
+        "running": Metric("patchwork_component_running", "Calls that a component's replicas work on.", "gauge"),
+        "ready": Metric("patchwork_component_replicas", "Replicas of a component that are ready.", "gauge"),
+    }
+    for row in components:
+        for key, family in families.items():
+            if isinstance(row.get(key), int):
+                family.add_sample(family.name, {"app": app, "component": str(row["component"])}, float(row[key]))
+    return [family for family in families.values() if family.samples]

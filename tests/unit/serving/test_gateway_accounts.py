@@ -1,0 +1,97 @@
+"""Several replicas of the gateway answer as one."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Callable
+
+import httpx
+from fastapi import FastAPI
+from prometheus_client.parser import text_string_to_metric_families
+
+from kit.gateway import LcelRunner, client, failing_chain, rag_chain
+from patchwork_serving.gateway import Account, GatewaySettings, build_gateway
+
+
+def two_replicas() -> tuple[FastAPI, FastAPI]:
+    """Each asks the other; what one tells has been through pickle, as between processes."""
+    apps: dict[str, FastAPI] = {}
+
+    def siblings_of(name: str) -> Callable[[], object]:
+        async def ask() -> list[Account]:
+            return [pickle.loads(pickle.dumps(app.state.gateway.account())) for app in apps.values()]
+
+        return ask
+
+    class Told(LcelRunner):
+        async def status(self) -> dict[str, object]:
+            return {"replicas": [{"component": "llm", "target": 2, "ready": 2, "queued": 3, "running": 4}]}
+
+    for name in ("ingress#a", "ingress#b"):
+        chain = rag_chain() if name.endswith("a") else failing_chain(KeyError("x"))
+        apps[name] = build_gateway(
+            Told(chain), GatewaySettings("rag"), ask_siblings=siblings_of(name), replica=name  # type: ignore[arg-type]
+        )  # fmt: skip
+    return apps["ingress#a"], apps["ingress#b"]
+
+
+async def ask(app: FastAPI, times: int) -> None:
+    async with client(app) as http:
+        for _ in range(times):
+            await http.post("/invoke", json={"input": "question"})
+
+
+def values(exposed: httpx.Response, name: str) -> dict[str, float]:
+    """Sample values by the replica that counted them."""
+    families = text_string_to_metric_families(exposed.text)
+    return {
+        f"{s.labels.get('ingress')}:{s.labels.get('outcome', '')}": s.value
+        for family in families
+        for s in family.samples
+        if s.name == name
+    }
+
+
+async def test_each_replica_tells_of_all_of_them_with_a_label_for_each() -> None:
+    first, second = two_replicas()
+    await ask(first, 3)
+    await ask(second, 2)
+    for app in (first, second):
+        async with client(app) as http:
+            exposed = await http.get("/metrics")
+        assert values(exposed, "patchwork_requests_total") == {"ingress#a:attained": 3.0, "ingress#b:failed": 2.0}
+        names = [line.split()[2] for line in exposed.text.splitlines() if line.startswith("# TYPE")]
+        assert len(names) == len(set(names))  # one family each, as the format wants
+
+
+async def test_the_window_counts_all_requests_and_takes_percentiles_of_all() -> None:
+    first, second = two_replicas()
+    await ask(first, 3)
+    await ask(second, 2)
+    documents = []
+    for app in (first, second):
+        async with client(app) as http:
+            documents.append((await http.get("/info")).json())
+    for document in documents:
+        window = document["window"]
+        assert (window["requests"], window["attained"], window["failed"]) == (5, 3, 2)
+        assert window["p50_s"] > 0
+        assert document["in_flight"] == 0
+        assert sorted(one["replica"] for one in document["ingress"]) == ["ingress#a", "ingress#b"]
+    assert documents[0]["window"] == documents[1]["window"]
+
+
+async def test_the_components_queues_are_gauges() -> None:
+    first, _ = two_replicas()
+    async with client(first) as http:
+        text = (await http.get("/metrics")).text
+    for name, value in (("queued", 3.0), ("running", 4.0), ("replicas", 2.0)):
+        assert f'patchwork_component_{name}{{app="rag",component="llm"}} {value}' in text
+
+
+async def test_a_gateway_that_is_alone_needs_no_label() -> None:
+    app = build_gateway(LcelRunner(rag_chain()), GatewaySettings("rag"))
+    await ask(app, 1)
+    async with client(app) as http:
+        exposed = await http.get("/metrics")
+    assert values(exposed, "patchwork_requests_total") == {"None:attained": 1.0}
