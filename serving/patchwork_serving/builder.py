@@ -34,9 +34,11 @@ from patchwork_serving.config import Config, Paths
 from patchwork_serving.errors import ServingError
 from patchwork_serving.exporting import export_stores
 from patchwork_serving.import_routing import ImportRouter
+from patchwork_serving.models.fetch import ensure
 from patchwork_serving.models.local import LocalEngines
+from patchwork_serving.models.registry import resolve
 from patchwork_serving.progress import JsonProgress, ProgressSink, step
-from patchwork_serving.release import Release
+from patchwork_serving.release import ComponentSpec, Release
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -59,6 +61,9 @@ def build(request: BuildRequest, folder: Path, progress: ProgressSink) -> dict[s
     taken = _take_apart(request, config, paths, target, progress)
     if request.inspect_only:
         return {"graph": taken.graph.to_json()}
+    for spec in taken.assigned.specs:
+        if spec.way in ("protocol", "engine") and spec.engine != "pgvector":
+            _check_engine(spec, config, paths, progress, here=not request.database_over_tcp)
     away = {path for c in taken.assigned.specs if c.engine == "pgvector" for path in c.leaves}
     dsn, collections = export_stores(
         [leaf for leaf in taken.walk.leaves if leaf.path in away], request.name, config, paths,
@@ -89,6 +94,10 @@ def _take_apart(request: BuildRequest, config: Config, paths: Paths, target: Tar
     cut = OpenAICut(bridge, router)
     cut.install()
     try:
+        for name in config.models:
+            resolve(
+                name, config.models, paths
+            )  # while importing, a model that is not found would be taken for a hosted one
         with step(progress, "import", f"importing {Path(request.target.split(':')[0]).name}"):
             loaded = load_target(target)
             walk = find_leaves(loaded.chain, loaded.module, loaded.root)
@@ -101,6 +110,15 @@ def _take_apart(request: BuildRequest, config: Config, paths: Paths, target: Tar
         asyncio.run(engines.close())
     graph = static_graph(request.target, loaded, walk, assigned.placed.components, assigned.placed.opaque)
     return _Taken(loaded, walk, assigned, graph, record)
+
+
+def _check_engine(spec: ComponentSpec, config: Config, paths: Paths, progress: ProgressSink, *, here: bool) -> None:
+    """What would make its replicas fail is told now: its arguments, and on this machine (``here``) its files, fetched if need be."""
+    from patchwork_serving.components.factory import build_engine
+
+    build_engine(spec, config, paths)
+    if here and spec.model is not None:
+        ensure(spec.model, config.models, paths, progress)
 
 
 def _code_digest(target: Target) -> str:

@@ -67,6 +67,7 @@ def app_status(app: AppState) -> dict[str, Any]:
         "target": app.target,
         "created_at": app.created_at,
         "clients": [client.pid for client in app.living_clients()],
+        "orphaned": app.is_orphaned(),
     }
 
 

@@ -57,7 +57,7 @@ def _drawn(document: dict[str, Any]) -> RenderableType:
     if not apps and document["left"]:
         told = " and ".join(f"{item['role']} (process {item['pid']})" for item in document["left"])
         return Text(
-            f"nothing is deployed on this machine, but {told} of this home still run: a deployment is starting, a program uses them, "
+            f"nothing is deployed on this machine, but {told} of this home still run: a deployment is starting, "
             "or a command was killed; `patchwork down` stops them"
         )
     if not apps:
@@ -74,6 +74,8 @@ def _app(app: dict[str, Any]) -> Iterator[RenderableType]:
     yield head
     if app["state"] == "lost":
         yield Text(f"  its processes are gone; `patchwork down {app['name']}` clears it away", style="dim")
+    elif app["orphaned"]:
+        yield Text(f"  the command that deployed it was killed; `patchwork down {app['name']}` stops it", style="dim")
     if app["clients"]:
         yield Text(f"  used by {', '.join(f'process {pid}' for pid in app['clients'])}", style="dim")
     if app["replicas"]:

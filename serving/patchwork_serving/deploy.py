@@ -265,6 +265,7 @@ def _state(
         ray_dir=ray.temp_dir if ray is not None and not cluster.runtime_env else None,
         postgres=_without_password(dsn),
         processes=tuple(processes),
+        command=None if options.detach else OwnProcess.of(os.getpid(), "deploy"),
     )
 
 

@@ -17,6 +17,7 @@ from typing import Any
 from patchwork_serving.bundle import Bundle
 from patchwork_serving.errors import DeployError
 from patchwork_serving.progress import ProgressSink
+from patchwork_serving.release import Release
 
 NAMESPACE = "patchwork"
 POLL_S = 0.25
@@ -153,6 +154,8 @@ def run_app(
     """
     from ray import serve
 
+    if cluster.runtime_env is None:  # a cluster elsewhere may grow
+        _check_fits(bundle.release)
     name = bundle.release.name
     existed = name in serve.status().applications
     _submit(bundle, route_prefix)
@@ -166,6 +169,24 @@ def run_app(
         from patchwork_serving import routes
 
         routes.keep(bundle, route_prefix)
+
+
+def _check_fits(release: Release) -> None:
+    """DeployError when the components ask for more than the cluster has in all: their replicas would wait for ever."""
+    import ray
+
+    there = ray.cluster_resources()
+    for resource, setting, wanted in (
+        ("CPU", "num_cpus", {spec.id: spec.num_cpus * spec.replicas for spec in release.components}),
+        ("GPU", "num_gpus", {spec.id: spec.num_gpus * spec.replicas for spec in release.components}),
+    ):
+        total = sum(wanted.values())
+        if total > there.get(resource, 0.0):
+            most = max(wanted, key=lambda name: wanted[name])
+            raise DeployError(
+                f"the components ask for {total:g} {resource}s and there are {there.get(resource, 0.0):g}, most of them for {most}; "
+                f"lower its {setting} or replicas in patchwork.yaml (components.{most})"
+            )
 
 
 def share_root() -> None:

@@ -89,6 +89,7 @@ class AppState:
     release: str | None = None  #: path of the release JSON
     processes: tuple[OwnProcess, ...] = ()
     clients: tuple[OwnProcess, ...] = ()  #: programs whose chains use its components
+    command: OwnProcess | None = None  #: the ``patchwork deploy`` in whose foreground it runs; None when it is detached
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -99,6 +100,8 @@ class AppState:
         values = {name: document[name] for name in cls.__slots__ if name in document}
         for name in ("processes", "clients"):
             values[name] = tuple(OwnProcess(**p) for p in document.get(name, ()))
+        if values.get("command") is not None:
+            values["command"] = OwnProcess(**values["command"])
         return cls(**values)
 
     def is_alive(self) -> bool:
@@ -123,6 +126,10 @@ class AppState:
     def is_deserted(self) -> bool:
         """It was made for programs, and all of them are gone."""
         return self.is_for_programs() and not self.living_clients()
+
+    def is_orphaned(self) -> bool:
+        """The command that would have stopped it was killed."""
+        return self.command is not None and not self.command.is_running()
 
     def with_processes(self, *processes: OwnProcess) -> AppState:
         return replace(self, processes=(*self.processes, *processes))
