@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping
 from typing import Any, cast
+from uuid import UUID
 
 import httpx
 from langchain_core.documents import Document
@@ -16,7 +18,9 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 from patchwork_adapters.connection import parse_slo
 
 #: The parts of a config that mean something to a server; callbacks stay here.
-_SENT = ("tags", "metadata", "configurable", "run_name", "recursion_limit", "max_concurrency")
+_SENT = ("tags", "metadata", "configurable", "run_name", "run_id", "recursion_limit", "max_concurrency")
+#: Options of ``astream_events`` that the server takes.
+_FILTERS = frozenset(f"{how}_{what}" for how in ("include", "exclude") for what in ("names", "types", "tags"))
 _MESSAGE: TypeAdapter[Any] = TypeAdapter(AnyMessage)
 
 
@@ -64,6 +68,10 @@ class RemoteRunnable(Runnable[Any, Any]):
         # an async client belongs to one event loop, and a Runnable may be used from several: one per call
         self._options = options
 
+    def close(self) -> None:
+        """Close the connections that are kept open; not needed, and the Runnable stays usable for asynchronous calls."""
+        self._client.close()
+
     def _async_client(self) -> httpx.AsyncClient:
         return httpx.AsyncClient(**self._options)
 
@@ -75,15 +83,31 @@ class RemoteRunnable(Runnable[Any, Any]):
             return _output(await client.post("/invoke", json=_body("input", input, config, kwargs)))
 
     def batch(
-        self, inputs: list[Any], config: RunnableConfig | list[RunnableConfig] | None = None, **kwargs: Any
+        self,
+        inputs: list[Any],
+        config: RunnableConfig | list[RunnableConfig] | None = None,
+        *,
+        return_exceptions: bool = False,
+        **kwargs: Any,
     ) -> list[Any]:
+        """One request with one deadline for all; with ``return_exceptions`` one request for each, because they fail one by one."""
+        if return_exceptions:
+            return super().batch(inputs, config, return_exceptions=True, **kwargs)
         if not inputs:
             return []
         return cast(list[Any], _output(self._client.post("/batch", json=_body("inputs", inputs, config, kwargs))))
 
     async def abatch(
-        self, inputs: list[Any], config: RunnableConfig | list[RunnableConfig] | None = None, **kwargs: Any
+        self,
+        inputs: list[Any],
+        config: RunnableConfig | list[RunnableConfig] | None = None,
+        *,
+        return_exceptions: bool = False,
+        **kwargs: Any,
     ) -> list[Any]:
+        """As :meth:`batch`."""
+        if return_exceptions:
+            return await super().abatch(inputs, config, return_exceptions=True, **kwargs)
         if not inputs:
             return []
         async with self._async_client() as client:
@@ -99,10 +123,22 @@ class RemoteRunnable(Runnable[Any, Any]):
                 yield from events.feed(line)
 
     async def astream(self, input: Any, config: RunnableConfig | None = None, **kwargs: Any) -> AsyncIterator[Any]:
-        async with (
-            self._async_client() as client,
-            client.stream("POST", "/stream", json=_body("input", input, config, kwargs)) as response,
-        ):
+        async with contextlib.aclosing(self._streamed("/stream", _body("input", input, config, kwargs))) as chunks:
+            async for chunk in chunks:
+                yield chunk
+
+    async def astream_events(  # type: ignore[override]
+        self, input: Any, config: RunnableConfig | None = None, *, version: str = "v2", **kwargs: Any
+    ) -> AsyncIterator[Any]:
+        """The events of the chain on the server."""
+        filters = {name: kwargs.pop(name) for name in _FILTERS & kwargs.keys()}
+        body = {**_body("input", input, config, kwargs), **filters, "version": version}
+        async with contextlib.aclosing(self._streamed("/stream_events", body)) as events:
+            async for event in events:
+                yield event
+
+    async def _streamed(self, path: str, body: Mapping[str, Any]) -> AsyncGenerator[Any, None]:
+        async with self._async_client() as client, client.stream("POST", path, json=body) as response:
             if response.status_code != 200:
                 await response.aread()
                 raise _error(response)
@@ -143,7 +179,7 @@ def encoded(value: Any) -> Any:
         return {str(key): encoded(item) for key, item in value.items()}
     if isinstance(value, list | tuple | set):
         return [encoded(item) for item in value]
-    return value
+    return str(value) if isinstance(value, UUID) else value
 
 
 def decoded(value: Any) -> Any:
