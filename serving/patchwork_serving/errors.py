@@ -13,6 +13,7 @@ ServingError                     has ``exit_code`` for the CLI, ``status`` for H
 │   └── DiskFull
 ├── StoreError                   Postgres
 │   ├── StoreUnreachable         retryable, 503
+│   │   └── ConnectionLost       the connection broke in use; another may work
 │   ├── StoreWithoutPgvector
 │   ├── StoreTimeout             statement cancelled because the deadline passed, 504
 │   ├── StoreRefused             the request itself is at fault (vector of the wrong dimension), 400
@@ -89,6 +90,10 @@ class StoreUnreachable(StoreError):
     status = 503
     retryable = True
     title = "the database cannot be reached"
+
+
+class ConnectionLost(StoreUnreachable):
+    title = "the connection to the database broke"
 
 
 class StoreWithoutPgvector(StoreError):

@@ -300,6 +300,18 @@ async def test_searches_go_on_when_postgres_is_killed_and_started_again(home: Pa
     assert sum(isinstance(one, list) for one in outcomes[before:]) >= 200
 
 
+async def test_an_export_that_is_done_survives_a_server_killed_right_after(home: Path) -> None:
+    server = EmbeddedPostgres(home)
+    async with PgVectorStore(server.start(), pool_size=1) as store:
+        await store.migrate()
+        await export_collection(store, "kept", rows(50), 32, "cosine")
+        kill(server)
+    async with PgVectorStore(server.start(), pool_size=1) as store:
+        (answer,) = await store.search([Search(SearchRequest("kept", rows(50)[7].vector, 1))])
+        assert isinstance(answer, list)
+        assert answer[0].to_hit().id == "row-7"
+
+
 async def test_a_server_that_stays_away_is_a_retryable_error(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from patchwork_serving.store import connect
 

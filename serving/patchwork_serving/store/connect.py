@@ -20,6 +20,7 @@ from psycopg.types import TypeInfo
 from psycopg_pool import AsyncConnectionPool, PoolTimeout
 
 from patchwork_serving.errors import (
+    ConnectionLost,
     DiskFull,
     ServingError,
     StoreError,
@@ -119,7 +120,7 @@ class _VectorDumper(Dumper):
 
 
 class Connections:
-    """One pool, and the rule for a connection that broke: try once more on a fresh one, then StoreUnreachable."""
+    """One pool. A connection that broke in use raises ConnectionLost and is replaced in the background."""
 
     def __init__(self, dsn: Dsn, size: int) -> None:
         self._dsn = dsn
@@ -162,10 +163,6 @@ class Connections:
         except psycopg.Error as error:
             raise mapped(error, self.where) from error
 
-    async def forget_broken(self) -> None:
-        """Replace the idle connections that do not answer: after a restart of the server that is all of them."""
-        await self._pool.check()
-
 
 def mapped(error: psycopg.Error, place: str) -> StoreError | ServingError:
     """The one place where the driver's errors become ours. Their texts may quote values, so only their kind is told."""
@@ -189,7 +186,7 @@ def mapped(error: psycopg.Error, place: str) -> StoreError | ServingError:
                 f"the database {place} refused a value ({_kind(error)}); use the embedding model that filled it"
             )
     if is_lost(error):
-        return StoreUnreachable(f"cannot reach the database {place} ({_kind(error)}); start it or correct DATABASE_URL")
+        return ConnectionLost(f"cannot reach the database {place} ({_kind(error)}); start it or correct DATABASE_URL")
     return StoreError(f"the database {place} failed ({_kind(error)})")
 
 

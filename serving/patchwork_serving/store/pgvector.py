@@ -16,9 +16,23 @@ import numpy as np
 import psycopg
 
 from patchwork_adapters.operations import SearchRequest, StoredRow
-from patchwork_serving.errors import ServingError, StoreError, StoreTimeout, StoreUnreachable, UnknownCollection
+from patchwork_serving.errors import (
+    ConnectionLost,
+    ServingError,
+    StoreError,
+    StoreTimeout,
+    StoreUnreachable,
+    UnknownCollection,
+)
 from patchwork_serving.store.checks import check_query, check_rows
-from patchwork_serving.store.connect import Connection, Connections, Dsn, ServerFacts, check_server, mapped
+from patchwork_serving.store.connect import (
+    Connection,
+    Connections,
+    Dsn,
+    ServerFacts,
+    check_server,
+    mapped,
+)
 from patchwork_serving.store.port import Found, Search, StoredCollection, document_of
 from patchwork_serving.store.queries import migrations, query, rows_table
 from patchwork_serving.store.rows import Row, rank, row_values, storable, vector_of
@@ -289,15 +303,20 @@ class PgVectorStore:
             return await self._attempt(lambda connection: work(connection, fresh), timeout_s)
 
     async def _attempt(self, work: Callable[[Connection], Awaitable[T]], timeout_s: float | None) -> T:
-        """Run ``work`` on a connection, and once more on a fresh one when the first turns out to be broken."""
+        """Run ``work`` on a connection; on another when the first turns out to be broken.
+
+        After a restart of the server every idle connection is broken, and each use throws one away, so the try after as many as the pool
+        holds is on a fresh one.
+        """
         seconds = self._seconds(timeout_s)
         if seconds <= 0:
             raise StoreTimeout("no time was left for the database")
-        try:
-            async with self.connections.borrow(seconds) as connection:
-                return await work(connection)
-        except StoreUnreachable:
-            await self.connections.forget_broken()
+        for _ in range(self.connections.size):
+            try:
+                async with self.connections.borrow(seconds) as connection:
+                    return await work(connection)
+            except ConnectionLost:
+                continue
         async with self.connections.borrow(seconds) as connection:
             return await work(connection)
 
