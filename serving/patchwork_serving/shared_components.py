@@ -164,6 +164,8 @@ def _leave(paths: Paths, name: str, client: OwnProcess, held: Session) -> None:
         held.release()  # before Ray ends: it takes connected processes with it
         if is_last:
             servers.stop(paths)
+            for deserted in [a for a in store.apps() if a.is_deserted()]:
+                store.remove(deserted.name)
 
 
 def _delete(app: AppState, paths: Paths) -> None:
