@@ -1,0 +1,288 @@
+"""Planning: from profile, resources and goal to replicas, batches and placement. Pure; errors say what stands in the way.
+
+Read ``plan_solve`` for the integer program; here a profile becomes its options, and its solution a :class:`Plan`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from patchwork_scheduler import document
+from patchwork_scheduler.errors import InvalidInput, NoFeasiblePlan, SloUnreachable
+from patchwork_scheduler.plan_model import GOAL_REMEDY, Fixed, Goal, Marginal, Placement, Plan, PlannedComponent
+from patchwork_scheduler.plan_solve import Demand, Option, Problem, Solution, Until, rate_of, solve
+from patchwork_scheduler.profile_model import REMEDY as PROFILE_REMEDY
+from patchwork_scheduler.profile_model import BatchPoint, ComponentProfile, Measured, Profile
+from patchwork_scheduler.resources import REMEDY as RESOURCES_REMEDY
+from patchwork_scheduler.resources import Need, NodeType, Resources
+
+
+def make_plan(profile: Profile, resources: Resources, goal: Goal | None = None, *, marginals: bool = True) -> Plan:
+    """The plan with the highest sustainable rate (or the rate asked for), then the fewest resources, then the shortest path.
+
+    ``marginals``: also solve for one more core and one more GPU of each node type (as many solves again).
+
+    Raises:
+        InvalidInput: a field of the arguments makes no sense, or a fixed choice names what does not exist.
+        SloUnreachable: one request alone takes longer than the SLO.
+        NoFeasiblePlan: the resources do not carry one replica of everything, or not the rate asked for.
+    """
+    asked = _Asked.checked(profile, resources, goal or Goal())
+    problem = asked.problem()
+    asked.refuse_slow_path(problem)
+    solution = solve(problem)
+    if solution is None:
+        raise asked.why_infeasible(problem)
+    return asked.plan(problem, solution, _marginals(asked, problem, solution) if marginals else ())
+
+
+def _marginals(asked: _Asked, problem: Problem, solution: Solution) -> tuple[Marginal, ...]:
+    """By solving again: the duals of an integer program do not say what a whole GPU more would bring."""
+    free = replace(problem, rate_per_s=None)
+    best = solution if problem.rate_per_s is None else solve(free, Until.RATE)
+    now = rate_of(problem, (best or solution).replicas)
+    found = []
+    for node in problem.nodes:
+        for resource in ("cpu", "gpu") if node.gpus else ("cpu",):
+            more = replace(asked, resources=asked.resources.with_one_more(node.name, resource))
+            larger = replace(more.problem(), rate_per_s=None)
+            better = solve(larger, Until.RATE)
+            gain = 0.0 if better is None else max(0.0, rate_of(larger, better.replicas) - now)
+            found.append(Marginal(node.name, "gpu" if resource == "gpu" else "cpu", gain if gain > 1e-9 * now else 0.0))
+    return tuple(found)
+
+
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """The arguments, checked; components are those that take resources."""
+
+    profile: Profile
+    resources: Resources
+    goal: Goal
+
+    @classmethod
+    def checked(cls, profile: Profile, resources: Resources, goal: Goal) -> _Asked:
+        asked = cls(
+            document.check(profile, what="the profile", remedy=PROFILE_REMEDY),
+            document.check(resources, what="resources", remedy=RESOURCES_REMEDY),
+            document.check(goal, what="the goal", remedy=GOAL_REMEDY),
+        )
+        if not asked.components:
+            raise InvalidInput("the profile: every component is external, so there is nothing to plan")
+        if all(c.visits == 0 for c in asked.components):
+            raise InvalidInput(
+                f"the profile: every component's visits is 0, so no rate can be planned for; {PROFILE_REMEDY}"
+            )
+        for component_id, fixed in asked.goal.fixed.items():
+            _check_fixed(asked.profile.component(component_id), fixed)
+        return asked
+
+    @property
+    def components(self) -> tuple[ComponentProfile, ...]:
+        return tuple(c for c in self.profile.components if not c.external)
+
+    @property
+    def elsewhere_s(self) -> float:
+        """Seconds per request outside the components that are planned."""
+        external = sum(c.path_visits * c.external_s for c in self.profile.components if c.external)
+        return self.profile.glue_s + external
+
+    def fixed(self, component: ComponentProfile) -> Fixed:
+        return self.goal.fixed.get(component.id, Fixed())
+
+    def problem(self) -> Problem:
+        nodes = self.resources.types()
+        options = tuple(
+            option
+            for index, component in enumerate(self.components)
+            for at, node in enumerate(nodes)
+            for option in _options(index, component, self.fixed(component), at, node)
+        )
+        budget = None if self.goal.slo_s is None else self.goal.slo_s - self.elsewhere_s
+        demands = tuple(
+            Demand(c.visits, c.path_visits, self.fixed(c).least, self.fixed(c).max_replicas) for c in self.components
+        )
+        problem = Problem(nodes, demands, options, self.goal.max_utilisation, self.goal.rate_per_s, budget)
+        for index, component in enumerate(self.components):
+            if self.fixed(component).least and not any(o.component == index for o in options):
+                raise NoFeasiblePlan(self._nowhere(component, nodes))
+        return problem
+
+    def _nowhere(self, component: ComponentProfile, nodes: tuple[NodeType, ...]) -> str:
+        offered = sorted({h for node in nodes for h in node.offers})
+        wanted = [m for m in component.measured if self.fixed(component).hardware in (None, m.hardware)]
+        if not any(m.hardware in offered for m in wanted):
+            return (
+                f"component {component.id!r} was measured on {', '.join(m.hardware for m in wanted)}, but the nodes offer"
+                f" {', '.join(offered)}; profile it there, or correct the nodes' hardware"
+            )
+        need = min(wanted, key=lambda m: (m.gpus, m.cpus))
+        memory = min(p.memory_bytes for p in need.points)
+        return (
+            f"component {component.id!r}: one replica needs {need.cpus:g} cpus, {need.gpus:g} gpus and {memory / 2**30:.1f} GiB"
+            f" of memory, and no node has that free; give larger nodes"
+        )
+
+    def refuse_slow_path(self, problem: Problem) -> None:
+        """SloUnreachable when a request alone, on the fastest hardware there is, takes longer than the SLO."""
+        if problem.path_budget_s is None:
+            return
+        fastest = [
+            d.serial * min((o.first_s for o in problem.options if o.component == index), default=0.0)
+            for index, d in enumerate(problem.demands)
+        ]
+        if sum(fastest) > problem.path_budget_s:
+            raise self._too_slow(fastest, "with nobody before it")
+
+    def _too_slow(self, seconds: list[float], when: str) -> SloUnreachable:
+        parts = dict(zip((c.id for c in self.components), seconds, strict=True))
+        parts |= {c.id: c.path_visits * c.external_s for c in self.profile.components if c.external}
+        if self.profile.glue_s:
+            parts["the chain's own code"] = self.profile.glue_s
+        worst = max(parts, key=lambda name: parts[name])
+        total = sum(parts.values())
+        return SloUnreachable(
+            f"slo is {self.goal.slo_s:g} s, but one request {when} takes {total:.3g} s; {worst!r} breaks it with"
+            f" {parts[worst]:.3g} s; promise more than {total:.3g} s, or make {worst!r} faster"
+        )
+
+    def why_infeasible(self, problem: Problem) -> NoFeasiblePlan:
+        """What stands in the way, found by leaving out one wish after the other."""
+        if problem.rate_per_s is not None:
+            best = solve(replace(problem, rate_per_s=None), Until.RATE)
+            if best is not None:
+                reached = rate_of(problem, best.replicas)
+                limiting = self.plan(problem, best, ()).bottleneck
+                return NoFeasiblePlan(
+                    f"rate is {problem.rate_per_s:g} requests/s, but these resources sustain {reached:.4g} at most, limited by"
+                    f" {limiting!r}; ask for less, or give more of what {limiting!r} runs on"
+                )
+        if problem.path_budget_s is not None:
+            free = replace(problem, path_budget_s=None, rate_per_s=None)
+            if (solution := solve(free)) is not None:
+                seconds = [
+                    d.serial * max((o.seconds for o, n in _chosen(free, solution) if o.component == index), default=0.0)
+                    for index, d in enumerate(free.demands)
+                ]
+                return self._too_slow(seconds, "on the hardware and batches that fit")
+        cpus, gpus = self._least(problem)
+        have = problem.nodes
+        return NoFeasiblePlan(
+            f"one replica of every component (or the fixed number) needs about {cpus:g} cpus and {gpus:g} gpus, in pieces that fit on"
+            f" single nodes; there are {sum(n.cpus * n.count for n in have):g} cpus and {sum(n.gpus * n.count for n in have)} gpus;"
+            f" give more, or fix fewer replicas"
+        )
+
+    def _least(self, problem: Problem) -> tuple[float, float]:
+        cpus = gpus = 0.0
+        for index, demand in enumerate(problem.demands):
+            needs = [o.need for o in problem.options if o.component == index]
+            if needs:
+                smallest = min(needs, key=lambda need: (need.gpus, need.cpus))
+                cpus += smallest.cpus * demand.least
+                gpus += smallest.gpus * demand.least
+        return cpus, gpus
+
+    def plan(self, problem: Problem, solution: Solution, marginals: tuple[Marginal, ...]) -> Plan:
+        rate = rate_of(problem, solution.replicas)
+        chosen = _chosen(problem, solution)
+        shown_at = self.goal.rate_per_s or rate
+        components = tuple(
+            self._component(component, problem, [(o, n) for o, n in chosen if o.component == index], shown_at)
+            for index, component in enumerate(self.components)
+        )
+        full = [
+            d.serial * max((o.seconds for o, _ in chosen if o.component == index), default=0.0)
+            for index, d in enumerate(problem.demands)
+        ]
+        return Plan(
+            chain=self.profile.chain,
+            rate_per_s=rate,
+            bottleneck=max(components, key=lambda c: c.utilisation).id,
+            cost=sum(_price(problem, o) * n for o, n in chosen),
+            path_s=self.elsewhere_s + sum(c.path_s for c in components),
+            full_batch_path_s=self.elsewhere_s + sum(full),
+            components=components,
+            marginals=marginals,
+            target_rate_per_s=self.goal.rate_per_s,
+            slo_s=self.goal.slo_s,
+            max_utilisation=self.goal.max_utilisation,
+            bound_per_s=solution.bound_per_s,
+        )
+
+    def _component(
+        self, component: ComponentProfile, problem: Problem, chosen: list[tuple[Option, int]], rate: float
+    ) -> PlannedComponent:
+        placements = tuple(
+            Placement(
+                node_type=problem.nodes[o.node].name, hardware=o.hardware, replicas=n, batch=o.batch, seconds=o.seconds,
+                cpus=o.need.cpus, gpus=o.need.gpus, memory_bytes=o.need.memory_bytes,
+            )
+            for o, n in chosen
+        )  # fmt: skip
+        capacity = sum(p.calls_per_s for p in placements)
+        return PlannedComponent(
+            id=component.id,
+            visits=component.visits,
+            capacity_per_s=capacity,
+            utilisation=component.visits * rate / capacity if capacity else 0.0,
+            path_s=component.path_visits * max((o.first_s for o, _ in chosen), default=0.0),
+            placements=placements,
+        )
+
+
+def _options(index: int, component: ComponentProfile, fixed: Fixed, at: int, node: NodeType) -> list[Option]:
+    options = []
+    for variant, measured in enumerate(component.measured):
+        if measured.hardware not in node.offers or fixed.hardware not in (None, measured.hardware):
+            continue
+        points = measured.batch_points(component.tokens)
+        for point in _worthwhile([p for p in points if fixed.batch in (None, p.batch)]):
+            need = Need(measured.cpus, measured.gpus, point.memory_bytes)
+            most = node.fits(need) * node.count
+            if fixed.max_replicas is not None:
+                most = min(most, fixed.max_replicas)
+            if most:
+                options.append(
+                    Option(
+                        index, at, variant, measured.hardware, point.batch, point.seconds, points[0].seconds, need, most
+                    )
+                )
+    return options
+
+
+def _worthwhile(points: list[BatchPoint]) -> list[BatchPoint]:
+    """Without the points that another beats or equals in throughput, seconds and memory together."""
+    kept: list[BatchPoint] = []
+    for point in sorted(points, key=lambda p: (-p.calls_per_s, p.seconds, p.memory_bytes)):
+        if not any(k.seconds <= point.seconds and k.memory_bytes <= point.memory_bytes for k in kept):
+            kept.append(point)
+    return kept
+
+
+def _chosen(problem: Problem, solution: Solution) -> list[tuple[Option, int]]:
+    return [(o, n) for o, n in zip(problem.options, solution.replicas, strict=True) if n]
+
+
+def _price(problem: Problem, option: Option) -> float:
+    node = problem.nodes[option.node]
+    return option.need.cpus * node.cpu_price + option.need.gpus * node.gpu_price
+
+
+def _check_fixed(component: ComponentProfile, fixed: Fixed) -> None:
+    measured: list[Measured] = [m for m in component.measured if fixed.hardware in (None, m.hardware)]
+    if not measured:
+        known = ", ".join(m.hardware for m in component.measured) or "nothing: it is external"
+        raise InvalidInput(
+            f"the goal: fixed.{component.id}.hardware is {fixed.hardware!r}, but it was measured on {known}; {GOAL_REMEDY}"
+        )
+    batches = sorted({p.batch for m in measured for p in m.points})
+    if fixed.batch is not None and fixed.batch not in batches:
+        raise InvalidInput(
+            f"the goal: fixed.{component.id}.batch is {fixed.batch}, which was not measured; measured were"
+            f" {', '.join(map(str, batches))}; fix one of these, or profile it"
+        )
+    if fixed.least == 0 and component.visits > 0:
+        raise InvalidInput(
+            f"the goal: fixed.{component.id} allows no replica, but requests call it {component.visits:g} times; {GOAL_REMEDY}"
+        )
