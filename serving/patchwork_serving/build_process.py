@@ -10,7 +10,7 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -126,7 +126,7 @@ def _run(
         raise DeployError(f"the process that imports {request.target} ended with code {process.returncode}: {end}")
     document: dict[str, Any] = json.loads(result.read_text(encoding="utf-8"))
     if "error" in document:
-        raise _raised(document["error"])
+        raise _raised(document["error"], tail)
     return document
 
 
@@ -137,10 +137,12 @@ def _keep_tail(process: subprocess.Popen[str], tail: list[str]) -> None:
         del tail[:-50]
 
 
-def _raised(error: Mapping[str, str]) -> Exception:
-    """The builder's error as the class that it was."""
+def _raised(error: Mapping[str, str], tail: Sequence[str]) -> Exception:
+    """The builder's error as the class that it was; one that is not ours has the end of the builder's output as a note."""
     for module in (adapter_errors, serving_errors):
         cls = getattr(module, error["type"], None)
         if isinstance(cls, type) and issubclass(cls, Exception):
             return cls(error["message"])
-    return DeployError(f"{error['type']}: {error['message']}")
+    unforeseen = DeployError(f"{error['type']}: {error['message']}")
+    unforeseen.add_note("\n".join(tail))
+    return unforeseen

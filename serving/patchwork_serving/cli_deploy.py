@@ -171,6 +171,9 @@ def force(mine: frozenset[str]) -> None:
         for process in doomed:
             with suppress(psutil.Error):
                 process.kill()
+        os.write(
+            2, b"error: stopped at once, without waiting\n"
+        )  # the streams of Python may be in use where the signal came
         os._exit(1)
 
 

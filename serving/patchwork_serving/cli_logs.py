@@ -80,19 +80,19 @@ class _Reader:
 
     def show_end(self, file: LogFile, lines: int) -> None:
         if self._is_wanted(file):
-            for line in deque(self._read(file), maxlen=lines):
+            for line in deque(filter(None, self._read(file)), maxlen=lines):
                 self._show(file, line)
 
     def show_new(self, file: LogFile) -> None:
         if self._is_wanted(file):
-            for line in self._read(file):
+            for line in filter(None, self._read(file)):
                 self._show(file, line)
 
     def _is_wanted(self, file: LogFile) -> bool:
         return self._component is None or file.component == self._component
 
     def _read(self, file: LogFile) -> Iterator[str]:
-        """Whole lines that were written since the last time."""
+        """Whole lines that were written since the last time; Serve adds an empty one to each that the user's code prints."""
         try:
             with file.path.open("rb") as stream:
                 stream.seek(self._offsets.get(file.path, 0))

@@ -8,7 +8,7 @@ import os
 import re
 import threading
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor, as_completed
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -25,6 +25,7 @@ from patchwork_serving.state import AppState, OwnProcess, StateStore
 
 DEFAULT_PORT = 8000
 READY_TIMEOUT_S = 300.0
+WATCH_EVERY_S = 0.25
 
 A = TypeVar("A")
 B = TypeVar("B")
@@ -196,9 +197,12 @@ def _side_by_side(first: Callable[[], A], second: Callable[[], B], give_up: Call
     with ThreadPoolExecutor(2) as pool:
         one, two = pool.submit(first), pool.submit(second)
         try:
-            futures: list[Future[Any]] = [one, two]
-            for done in as_completed(futures):
-                done.result()
+            pending: set[Future[Any]] = {one, two}
+            while pending:
+                done, pending = wait(pending, timeout=WATCH_EVERY_S, return_when=FIRST_COMPLETED)
+                for future in done:
+                    future.result()
+                serve_control.keep_signal_handlers()
         except BaseException:
             give_up()
             raise

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import signal
 import sys
 import threading
 import time
@@ -63,7 +64,6 @@ def connect(cluster: Cluster, given_up: threading.Event | None = None) -> None:
     """Idempotent; DeployError when nothing answers there within ``CONNECT_S``, or soon after ``given_up`` is set."""
     os.environ.update(cluster.env)
     os.environ.setdefault("RAY_SERVE_LOG_TO_STDERR", "0")
-    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # what it tells of retries is told by our errors
     import ray
     from ray import serve  # noqa: F401  its import sets the level of its logger, which is set again below
 
@@ -88,6 +88,16 @@ def connect(cluster: Cluster, given_up: threading.Event | None = None) -> None:
             "does not listen there"
         ) from None
     logging.getLogger("ray").setLevel(logging.ERROR)
+    keep_signal_handlers()
+
+
+def keep_signal_handlers() -> None:
+    """Put the handlers that Python knows of back in force: Ray's core replaces the system's one of SIGTERM, which then ends the process
+    without its cleaning up. Does nothing outside the main thread, where handlers cannot be set."""
+    if threading.current_thread() is threading.main_thread():
+        handler = signal.getsignal(signal.SIGTERM)
+        if handler is not None:
+            signal.signal(signal.SIGTERM, handler)
 
 
 def _init(cluster: Cluster, outcome: Future[None]) -> None:
