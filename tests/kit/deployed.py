@@ -43,6 +43,26 @@ class Home:
             cwd=ROOT, capture_output=True, text=True, timeout=timeout_s, check=False,
         )  # fmt: skip
 
+    def begin(self, *arguments: str) -> subprocess.Popen[str]:
+        """The command in a session of its own, so that a test may signal it; the caller waits for it."""
+        return subprocess.Popen(
+            [sys.executable, "-m", "patchwork_serving.cli", *arguments],
+            env={**os.environ, "PATCHWORK_HOME": str(self.path)},
+            cwd=ROOT, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
+        )  # fmt: skip
+
+    def left(self) -> list[str]:
+        """What still runs or is recorded for this home; empty when nothing is."""
+        found = [str(path) for path in (self.path / "ray.json", *self.path.glob("state/*.json")) if path.exists()]
+        for process in psutil.process_iter():
+            try:
+                mine = process.environ().get("PATCHWORK_HOME") == str(self.path) or str(self.path) in process.cmdline()
+                if mine and process.status() != psutil.STATUS_ZOMBIE:
+                    found.append(f"{process.pid} {' '.join(process.cmdline())}")
+            except psutil.Error:
+                continue
+        return found
+
     def ray_processes(self) -> list[psutil.Process]:
         """Everything below the Ray of this home."""
         record = self.path / "ray.json"
