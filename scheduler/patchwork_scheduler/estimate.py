@@ -1,0 +1,174 @@
+"""What a request still has before it, learnt from those that finished.
+
+Keyed by the request's state (call-site, loop count). Two things are kept apart: *work*, the seconds that the remaining calls would take
+with the engines to themselves (what slack is computed from: it must not grow because the system is busy, or a request that could still
+be in time would be given up), and *time*, what it really took, waiting included (what predictions are judged by).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from patchwork_scheduler.model import State
+
+#: Weight of a new observation once the mean has settled: about the last fifty count.
+DECAY = 0.02
+QUANTILE = 0.9
+
+
+@dataclass(slots=True)
+class Learned:
+    """A decayed mean and a quantile of a stream of numbers; the first observations are averaged plainly."""
+
+    mean: float = 0.0
+    high: float = 0.0  #: estimate of the quantile
+    count: int = 0
+
+    def observe(self, value: float, *, decay: float = DECAY, quantile: float = QUANTILE) -> None:
+        self.count += 1
+        weight = max(decay, 1.0 / self.count)
+        self.mean += weight * (value - self.mean)
+        if self.count == 1:
+            self.high = value
+            return
+        # stochastic approximation: in balance when a share of 1 - quantile lies above
+        step = 2.0 * weight * max(abs(self.mean), 1e-9)
+        self.high += step * quantile if value > self.high else -step * (1.0 - quantile)
+
+
+@dataclass(frozen=True, slots=True)
+class Visit:
+    """One call-site visited by a request: all calls that it made there at once."""
+
+    state: State
+    component: str
+    started: float
+    work_s: float  #: with the engine to itself (of parallel calls: the longest)
+    occupied_s: float = 0.0  #: what it takes from the component's replicas, all parallel calls together
+
+
+@dataclass(frozen=True, slots=True)
+class Ahead:
+    """What a request is expected to have before it, from a state to its end."""
+
+    work_s: float
+    high_work_s: float
+    time_s: float
+    demand: Mapping[str, float]  #: component -> seconds of a replica
+
+    @property
+    def known(self) -> bool:
+        return bool(self.demand) or self.work_s > 0.0
+
+
+NOTHING = Ahead(0.0, 0.0, 0.0, {})
+
+
+@dataclass(slots=True)
+class Calibration:
+    """Predicted against real remaining time in one state."""
+
+    count: int = 0
+    predicted: float = 0.0  #: sums of seconds
+    actual: float = 0.0
+    error: float = 0.0  #: sum of absolute differences
+
+    @property
+    def bias(self) -> float:
+        """Predicted over actual, 1.0 when right on average."""
+        return self.predicted / self.actual if self.actual else 1.0
+
+    @property
+    def mean_error_s(self) -> float:
+        return self.error / self.count if self.count else 0.0
+
+
+@dataclass(slots=True)
+class _StateKnowledge:
+    work: Learned = field(default_factory=Learned)
+    time: Learned = field(default_factory=Learned)
+    demand: dict[str, Learned] = field(default_factory=dict)
+    calibration: Calibration = field(default_factory=Calibration)
+    ahead: Ahead | None = None  # made anew after each observation
+
+
+class Estimates:
+    """Owned by one orchestrator (or simulator). A state never seen is answered from the nearest loop count of its call-site."""
+
+    def __init__(self) -> None:
+        self._known: dict[State, _StateKnowledge] = {}
+        self._nearest: dict[State, State | None] = {}
+
+    def seed(self, state: State, work_s: float, demand: Mapping[str, float]) -> None:
+        """From the profile, before traffic; counts as one observation."""
+        knowledge = self._knowledge(state)
+        knowledge.work.observe(work_s)
+        knowledge.time.observe(work_s)
+        for component, seconds in demand.items():
+            knowledge.demand.setdefault(component, Learned()).observe(seconds)
+        knowledge.ahead = None
+
+    def ahead(self, state: State) -> Ahead:
+        """What is expected from ``state`` on, its own call included; NOTHING when nothing is known."""
+        knowledge = self._known.get(state)
+        if knowledge is None:
+            nearest = self._nearest_known(state)
+            if nearest is None:
+                return NOTHING
+            knowledge = self._known[nearest]
+        if knowledge.ahead is None:
+            knowledge.ahead = Ahead(
+                knowledge.work.mean,
+                knowledge.work.high,
+                knowledge.time.mean,
+                {component: learned.mean for component, learned in knowledge.demand.items()},
+            )
+        return knowledge.ahead
+
+    def observe(self, visits: Sequence[Visit], finished: float) -> None:
+        """A request ended in full at ``finished``, having made ``visits`` in this order."""
+        work = 0.0
+        demand: dict[str, float] = {}
+        for visit in reversed(visits):
+            work += visit.work_s
+            demand[visit.component] = demand.get(visit.component, 0.0) + visit.occupied_s
+            knowledge = self._knowledge(visit.state)
+            actual = finished - visit.started
+            _judge(knowledge, actual)
+            knowledge.work.observe(work)
+            knowledge.time.observe(actual)
+            known = knowledge.demand
+            for component, seconds in demand.items():
+                (known.get(component) or known.setdefault(component, Learned())).observe(seconds)
+            for component in known:
+                if component not in demand:  # not needed this time: the mean is over all requests
+                    known[component].observe(0.0)
+            knowledge.ahead = None
+
+    def calibration(self) -> dict[State, Calibration]:
+        """Predicted against actual remaining time, per state."""
+        return {state: knowledge.calibration for state, knowledge in self._known.items()}
+
+    def _knowledge(self, state: State) -> _StateKnowledge:
+        knowledge = self._known.get(state)
+        if knowledge is None:
+            knowledge = self._known[state] = _StateKnowledge()
+            self._nearest.clear()
+        return knowledge
+
+    def _nearest_known(self, state: State) -> State | None:
+        if state not in self._nearest:
+            same = [known for known in self._known if known.site == state.site]
+            self._nearest[state] = min(same, key=lambda known: abs(known.loop - state.loop), default=None)
+        return self._nearest[state]
+
+
+def _judge(knowledge: _StateKnowledge, actual: float) -> None:
+    if not knowledge.time.count:
+        return  # nothing was predicted
+    calibration, predicted = knowledge.calibration, knowledge.time.mean
+    calibration.count += 1
+    calibration.predicted += predicted
+    calibration.actual += actual
+    calibration.error += abs(predicted - actual)

@@ -1,0 +1,93 @@
+"""Remaining work learnt from requests that ended."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from patchwork_scheduler.errors import InvalidSloClass, UnknownSloClass
+from patchwork_scheduler.estimate import NOTHING, Estimates, Learned, Visit
+from patchwork_scheduler.model import SloClass, State, slo_class
+
+GRADE, ANSWER = State("grade"), State("answer")
+
+
+def visits(grade_s: float = 0.1, answer_s: float = 1.0) -> list[Visit]:
+    return [
+        Visit(GRADE, "llm", started=0.0, work_s=grade_s, occupied_s=4 * grade_s),
+        Visit(ANSWER, "llm", started=0.5, work_s=answer_s, occupied_s=answer_s),
+    ]
+
+
+def test_what_lies_ahead_is_this_call_and_all_that_follow() -> None:
+    estimates = Estimates()
+    estimates.observe(visits(), finished=3.0)
+    assert estimates.ahead(GRADE).work_s == pytest.approx(1.1)
+    assert estimates.ahead(GRADE).demand == {"llm": pytest.approx(1.4)}
+    assert estimates.ahead(GRADE).time_s == pytest.approx(3.0)  # waiting included
+    assert estimates.ahead(ANSWER).work_s == pytest.approx(1.0)
+
+
+def test_nothing_is_known_before_a_seed_or_a_request() -> None:
+    estimates = Estimates()
+    assert estimates.ahead(GRADE) is NOTHING
+    estimates.seed(GRADE, 0.7, {"llm": 0.3})
+    assert estimates.ahead(GRADE).work_s == 0.7
+
+
+def test_a_loop_count_never_seen_is_answered_from_the_nearest_one() -> None:
+    estimates = Estimates()
+    estimates.seed(State("think", 0), 3.0, {})
+    estimates.seed(State("think", 2), 1.0, {})
+    assert estimates.ahead(State("think", 9)).work_s == 1.0
+    estimates.seed(State("think", 8), 0.5, {})
+    assert estimates.ahead(State("think", 9)).work_s == 0.5
+
+
+def test_estimates_follow_a_change() -> None:
+    estimates = Estimates()
+    for _ in range(200):
+        estimates.observe(visits(answer_s=1.0), finished=2.0)
+    for _ in range(200):
+        estimates.observe(visits(answer_s=3.0), finished=4.0)
+    assert estimates.ahead(ANSWER).work_s == pytest.approx(3.0, rel=0.05)
+
+
+def test_a_branch_taken_sometimes_counts_by_its_share() -> None:
+    estimates = Estimates()
+    web = Visit(State("web"), "web", 0.2, 2.0, 2.0)
+    rng = random.Random(1)
+    for _ in range(2000):
+        first, last = visits()
+        estimates.observe([first, web, last] if rng.random() < 0.3 else [first, last], finished=4.0)
+    assert estimates.ahead(GRADE).demand["web"] == pytest.approx(0.6, rel=0.5)
+
+
+def test_calibration_sets_prediction_against_what_was() -> None:
+    estimates = Estimates()
+    for _ in range(50):
+        estimates.observe(visits(), finished=2.0)
+    calibration = estimates.calibration()[GRADE]
+    assert calibration.count == 49  # the first had no prediction
+    assert calibration.bias == pytest.approx(1.0)
+    assert calibration.mean_error_s == pytest.approx(0.0, abs=1e-9)
+
+
+def test_the_quantile_lies_where_it_should() -> None:
+    learned, rng = Learned(), random.Random(3)
+    for _ in range(5000):
+        learned.observe(rng.random(), decay=0.005)
+    assert learned.mean == pytest.approx(0.5, abs=0.05)
+    assert learned.high == pytest.approx(0.9, abs=0.07)
+
+
+@pytest.mark.parametrize("deadline", [0.0, -1.0, float("nan"), float("inf")])
+def test_a_deadline_that_is_no_time_is_refused(deadline: float) -> None:
+    with pytest.raises(InvalidSloClass, match="deadline_s of SLO class 'fast'"):
+        SloClass("fast", deadline)
+
+
+def test_an_unknown_class_is_refused_with_those_that_exist() -> None:
+    with pytest.raises(UnknownSloClass, match="batch, fast"):
+        slo_class({"fast": SloClass("fast", 1.0), "batch": SloClass("batch", 60.0)}, "slow")
