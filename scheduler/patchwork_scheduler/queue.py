@@ -1,13 +1,22 @@
-"""The queue of one replica: orders calls by a policy and cuts batches from its head. Pure: ``now`` is an argument."""
+"""The queue of one replica: orders calls by a policy and cuts batches from its head. Pure: ``now`` is an argument.
+
+Why no call starves, whatever the policy: a rank is at least ``arrived`` (fifo), ``arrived - A`` (edf, least slack: deadlines lie
+after arrival, ``A`` bounds the work ahead) or, once flagged, in arrival order (paper). Ranks thus grow with time: a call of rank r
+is overtaken only by calls that arrive before r + A, of which there are finitely many. A call's rank turns at most once, by a finite
+amount. So each call comes to the head after finitely many others.
+"""
 
 from __future__ import annotations
 
 import heapq
 import itertools
-from collections.abc import Iterator
+import math
+from collections.abc import Callable, Iterator
 
 from patchwork_scheduler.model import Call
 from patchwork_scheduler.policies import Policy
+
+Entry = tuple[float, int, str]
 
 
 class CallQueue:
@@ -15,9 +24,13 @@ class CallQueue:
 
     Owned by one replica host; not thread-safe. ``max_batch`` counts work items, not calls: a call larger than it runs alone.
     ``max_wait_s`` is how long the oldest call may be held to let a batch form; 0 cuts a batch as soon as it is asked for.
+    ``cost`` gives the seconds of a batch by its items: with it, a batch is neither held nor grown so long that the tightest deadline
+    in it, which could still be met, is lost.
     """
 
-    def __init__(self, policy: Policy, *, max_batch: int, max_wait_s: float = 0.0) -> None:
+    def __init__(
+        self, policy: Policy, *, max_batch: int, max_wait_s: float = 0.0, cost: Callable[[float], float] | None = None
+    ) -> None:
         if max_batch < 1:
             raise ValueError(f"max_batch must be at least 1, not {max_batch}")
         if max_wait_s < 0:
@@ -25,8 +38,14 @@ class CallQueue:
         self._policy = policy
         self._max_batch = max_batch
         self._max_wait_s = max_wait_s
-        self._heap: list[tuple[float, int, str]] = []
+        self._cost = cost
+        # Each heap may hold entries of calls that left, or (ranks) whose rank turned: recognised by their order number.
+        self._ranks: list[Entry] = []
+        self._turns: list[tuple[float, int, str, float]] = []
+        self._arrivals: list[Entry] = []
+        self._starts: list[Entry] = []
         self._waiting: dict[str, Call] = {}
+        self._live: dict[str, int] = {}  # call id -> order number of its valid rank entry
         self._size = 0
         self._order = itertools.count()
 
@@ -45,9 +64,18 @@ class CallQueue:
         """Add a call; ValueError when its id is already waiting."""
         if call.id in self._waiting:
             raise ValueError(f"call {call.id!r} is already waiting")
+        order = next(self._order)
         self._waiting[call.id] = call
+        self._live[call.id] = order
         self._size += call.size
-        heapq.heappush(self._heap, (self._policy.rank(call), next(self._order), call.id))
+        heapq.heappush(self._ranks, (self._policy.rank(call), order, call.id))
+        turn = self._policy.turn(call)
+        if turn is not None:
+            heapq.heappush(self._turns, (turn.when, order, call.id, turn.rank))
+        if self._max_wait_s > 0.0:
+            heapq.heappush(self._arrivals, (call.arrived, order, call.id))
+            if call.deadline is not None:
+                heapq.heappush(self._starts, (self._held_until(call), order, call.id))
 
     def remove(self, call_id: str) -> bool:
         """Take a call out (its caller left); False when it was not waiting."""
@@ -55,35 +83,45 @@ class CallQueue:
         if call is None:
             return False
         self._size -= call.size
-        return True  # its heap entry is skipped when it comes up
+        del self._live[call_id]  # its heap entries are skipped when they come up
+        return True
 
-    def ready_at(self, now: float) -> float | None:
-        """When the next batch should be cut: now when it is full or the oldest call waited long enough; None when empty."""
+    def ready_at(self, now: float, *, idle: bool = False) -> float | None:
+        """When the next batch should be cut; None when empty.
+
+        Now when it is full, when nothing is held, or when the engine is ``idle`` (holding would waste it); else when the oldest call
+        has waited long enough, or when the tightest deadline forbids to hold on.
+        """
         if not self._waiting:
             return None
-        if self._size >= self._max_batch or self._max_wait_s == 0.0:
+        if idle or self._max_wait_s == 0.0 or self._size >= self._max_batch:
             return now
-        oldest = min(call.arrived for call in self._waiting.values())
-        tightest = min((c.deadline for c in self._waiting.values() if c.deadline is not None), default=None)
-        due = oldest + self._max_wait_s
-        return max(now, due if tightest is None else min(due, tightest - self._max_wait_s))
+        due = self._first(self._arrivals) + self._max_wait_s
+        return max(now, min(due, self._first(self._starts)))
 
-    def next_batch(self, now: float) -> tuple[Call, ...]:
-        """Calls to run together, best rank first; empty when none waits. Calls past their deadline come out too: see ``expire``."""
+    def peek(self, now: float) -> Call | None:
+        """The call that the next batch starts with."""
+        self._take_turns(now)
+        entry = self._head()
+        return None if entry is None else self._waiting[entry[2]]
+
+    def next_batch(self, now: float, *, limit: int | None = None) -> tuple[Call, ...]:
+        """Calls to run together, best rank first; empty when none waits. Calls past their deadline come out too: see ``expire``.
+
+        ``limit``: at most so many calls.
+        """
+        self._take_turns(now)
         batch: list[Call] = []
-        size = 0
-        while self._heap:
-            rank, order, call_id = heapq.heappop(self._heap)
-            call = self._waiting.get(call_id)
-            if call is None:
-                continue
-            if batch and size + call.size > self._max_batch:
-                heapq.heappush(self._heap, (rank, order, call_id))
+        size, finish = 0, math.inf
+        while (entry := self._head()) is not None and (limit is None or len(batch) < limit):
+            call = self._waiting[entry[2]]
+            if batch and not self._fits(call, size, finish, now):
                 break
-            del self._waiting[call_id]
-            self._size -= call.size
+            heapq.heappop(self._ranks)
+            self.remove(call.id)
             batch.append(call)
             size += call.size
+            finish = min(finish, self._latest_finish(call, now, size))
             if size >= self._max_batch:
                 break
         return tuple(batch)
@@ -98,4 +136,52 @@ class CallQueue:
     def check_invariants(self) -> None:
         """Assert what must hold between calls; for tests."""
         assert self._size == sum(call.size for call in self._waiting.values())
-        assert set(self._waiting) <= {call_id for _, _, call_id in self._heap}
+        assert self._live.keys() == self._waiting.keys()
+        valid = {(order, call_id) for _, order, call_id in self._ranks}
+        assert all((order, call_id) in valid for call_id, order in self._live.items())
+
+    # -- inside ----------------------------------------------------------------------------------------------------
+
+    def _head(self) -> Entry | None:
+        ranks, live = self._ranks, self._live
+        while ranks:
+            entry = ranks[0]
+            if live.get(entry[2]) == entry[1]:
+                return entry
+            heapq.heappop(ranks)
+        return None
+
+    def _take_turns(self, now: float) -> None:
+        """Give the calls whose turn has come their other rank."""
+        turns = self._turns
+        while turns and turns[0][0] < now:
+            _, order, call_id, rank = heapq.heappop(turns)
+            if self._live.get(call_id) == order:
+                self._live[call_id] = again = next(self._order)
+                heapq.heappush(self._ranks, (rank, again, call_id))
+        if len(self._ranks) > 64 + 4 * len(self._waiting):
+            self._ranks = [e for e in self._ranks if self._live.get(e[2]) == e[1]]
+            heapq.heapify(self._ranks)
+
+    def _first(self, heap: list[Entry]) -> float:
+        """The least value of a waiting call in ``heap``; infinite when there is none."""
+        while heap and (heap[0][2] not in self._waiting):
+            heapq.heappop(heap)
+        return heap[0][0] if heap else math.inf
+
+    def _held_until(self, call: Call) -> float:
+        """A full batch takes longer than the call alone, and the timer may be late by one hold: keep room for the larger."""
+        growth = 0.0 if self._cost is None else self._cost(self._max_batch) - self._cost(call.size)
+        return call.latest_start - max(self._max_wait_s, growth)
+
+    def _latest_finish(self, call: Call, now: float, size: int) -> float:
+        """By when the batch, now of ``size``, must end for ``call`` to be in time; infinite when it cannot be even so."""
+        if self._cost is None or call.deadline is None:
+            return math.inf
+        finish = call.deadline - call.after_s
+        return finish if now + self._cost(size) <= finish else math.inf
+
+    def _fits(self, call: Call, size: int, finish: float, now: float) -> bool:
+        if size + call.size > self._max_batch:
+            return False
+        return self._cost is None or finish == math.inf or now + self._cost(size + call.size) <= finish

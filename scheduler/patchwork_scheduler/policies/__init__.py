@@ -2,29 +2,35 @@
 
 from __future__ import annotations
 
-from typing import Protocol
-
 from patchwork_scheduler.errors import UnknownPolicy
-from patchwork_scheduler.model import Call
+from patchwork_scheduler.policies.base import Policy, Turn
 from patchwork_scheduler.policies.edf import EarliestDeadlineFirst
 from patchwork_scheduler.policies.fifo import Fifo
+from patchwork_scheduler.policies.least_slack import LeastSlack
+from patchwork_scheduler.policies.paper import PaperRule
+
+DEFAULT_POLICY = "least_slack"
+
+_POLICIES: dict[str, type[Policy]] = {
+    "fifo": Fifo,
+    "edf": EarliestDeadlineFirst,
+    "least_slack": LeastSlack,
+    "paper": PaperRule,
+}
 
 
-class Policy(Protocol):
-    def rank(self, call: Call) -> float:
-        """Lower is served first; fixed while the call waits."""
-        ...
+def policy_names() -> tuple[str, ...]:
+    return tuple(sorted(_POLICIES))
 
 
-_POLICIES: dict[str, type[Policy]] = {"fifo": Fifo, "edf": EarliestDeadlineFirst}
-
-
-def policy_by_name(name: str) -> Policy:
+def policy_by_name(name: str = DEFAULT_POLICY) -> Policy:
     """The policy called ``name``; UnknownPolicy lists those that exist."""
     try:
         return _POLICIES[name]()
     except KeyError:
-        raise UnknownPolicy(f"no policy is called {name!r}; there are {', '.join(sorted(_POLICIES))}") from None
+        raise UnknownPolicy(f"no policy is called {name!r}; there are {', '.join(policy_names())}") from None
 
 
-__all__ = ["EarliestDeadlineFirst", "Fifo", "Policy", "policy_by_name"]
+__all__ = [
+    "DEFAULT_POLICY", "EarliestDeadlineFirst", "Fifo", "LeastSlack", "PaperRule", "Policy", "Turn", "policy_by_name", "policy_names",
+]  # fmt: skip

@@ -1,12 +1,15 @@
 from __future__ import annotations
 
-import math
-
 from patchwork_scheduler.model import Call
 
 
 class EarliestDeadlineFirst:
-    """Serve first what is due first; calls without a deadline come last, in arrival order among themselves."""
+    """Serve first what is due first; a call without a deadline counts as due when its patience ends."""
+
+    holds_admission = False
 
     def rank(self, call: Call) -> float:
-        return math.inf if call.deadline is None else call.deadline
+        return call.due
+
+    def turn(self, call: Call) -> None:
+        return None

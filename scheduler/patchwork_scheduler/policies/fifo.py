@@ -6,5 +6,10 @@ from patchwork_scheduler.model import Call
 class Fifo:
     """First come, first served."""
 
+    holds_admission = False
+
     def rank(self, call: Call) -> float:
         return call.arrived
+
+    def turn(self, call: Call) -> None:
+        return None

@@ -85,7 +85,7 @@ def test_earliest_deadline_first_serves_what_is_due_first() -> None:
 
 
 def test_an_unknown_policy_is_refused_with_those_that_exist() -> None:
-    with pytest.raises(UnknownPolicy, match="edf, fifo"):
+    with pytest.raises(UnknownPolicy, match="edf, fifo, least_slack, paper"):
         policy_by_name("lifo")
 
 
@@ -109,3 +109,92 @@ def test_no_call_is_lost_or_served_twice(
         waiting.check_invariants()
     assert sorted(served) == sorted({str(i) for i in range(len(specs))} - gone)
     assert len(waiting) == waiting.size == 0
+
+
+def costly(max_batch: int = 8, max_wait_s: float = 0.0) -> CallQueue:
+    """A batch takes 0.1 s and 0.1 s more for each item."""
+    return CallQueue(
+        policy_by_name("least_slack"), max_batch=max_batch, max_wait_s=max_wait_s, cost=lambda size: 0.1 + 0.1 * size
+    )
+
+
+def due(name: str, deadline: float, ahead_s: float = 0.2, after_s: float = 0.0) -> Call:
+    return Call(id=name, arrived=0.0, deadline=deadline, ahead_s=ahead_s, after_s=after_s)
+
+
+def test_a_batch_grows_only_as_long_as_its_tightest_deadline_bears() -> None:
+    waiting = costly()
+    waiting.push(due("tight", 0.45))
+    for i in range(4):
+        waiting.push(due(f"easy{i}", 5.0))
+    assert names(waiting.next_batch(0.0)) == ["tight", "easy0", "easy1"]
+    assert names(waiting.next_batch(0.4)) == ["easy2", "easy3"]
+
+
+def test_a_call_that_is_late_anyway_does_not_make_batches_small() -> None:
+    waiting = costly()
+    waiting.push(due("late", 0.1))
+    for i in range(3):
+        waiting.push(due(f"easy{i}", 5.0))
+    assert names(waiting.next_batch(0.0)) == ["easy0", "easy1", "easy2", "late"]
+
+
+def test_work_that_follows_shortens_what_a_batch_may_take() -> None:
+    waiting = costly()
+    waiting.push(due("first of two", 2.0, ahead_s=1.9, after_s=1.7))
+    waiting.push(due("easy", 5.0))
+    assert names(waiting.next_batch(0.0)) == ["first of two", "easy"]
+    waiting.push(due("first of two", 2.0, ahead_s=1.9, after_s=1.75))
+    waiting.push(due("easy", 5.0))
+    assert names(waiting.next_batch(0.0)) == ["first of two"]
+
+
+def test_nothing_is_held_while_the_engine_is_idle() -> None:
+    waiting = queue(max_batch=8, max_wait_s=0.1)
+    waiting.push(call("a", arrived=1.0))
+    assert waiting.ready_at(1.0, idle=True) == 1.0
+    assert waiting.ready_at(1.0) == pytest.approx(1.1)
+
+
+def test_a_batch_is_not_held_when_a_full_one_would_lose_the_tightest() -> None:
+    waiting = costly(max_batch=4, max_wait_s=1.0)
+    waiting.push(due("a", 2.0, ahead_s=0.2))
+    assert waiting.ready_at(0.0) == pytest.approx(2.0 - 0.2 - 1.0)  # the hold is longer than what a full batch adds
+
+
+def test_removed_calls_leave_no_trace_in_what_is_held() -> None:
+    waiting = queue(max_batch=8, max_wait_s=0.1)
+    waiting.push(call("old", arrived=0.0, deadline=0.5))
+    waiting.push(call("new", arrived=1.0))
+    waiting.remove("old")
+    assert waiting.ready_at(1.0) == pytest.approx(1.1)
+
+
+def test_at_most_so_many_calls_are_taken() -> None:
+    waiting = queue(max_batch=8)
+    for name in "abc":
+        waiting.push(call(name))
+    assert names(waiting.next_batch(0.0, limit=2)) == ["a", "b"]
+    head = waiting.peek(0.0)
+    assert head is not None
+    assert head.id == "c"
+
+
+@given(
+    st.lists(st.tuples(st.floats(0.05, 3), st.integers(1, 4), st.floats(0, 1)), min_size=1, max_size=30),
+    st.floats(0, 2),
+)
+def test_what_joins_a_batch_never_loses_the_deadline_of_one_that_is_in_it(
+    specs: list[tuple[float, int, float]], now: float
+) -> None:
+    waiting = costly(max_batch=6)
+    for i, (deadline, size, after) in enumerate(specs):
+        alone = 0.1 + 0.1 * size
+        waiting.push(Call(id=str(i), arrived=0.0, deadline=deadline, size=size, ahead_s=alone + after, after_s=after))
+    while batch := waiting.next_batch(now):
+        ends = [now + 0.1 + 0.1 * sum(c.size for c in batch[: i + 1]) for i in range(len(batch))]
+        for one, joined in zip(batch, ends, strict=True):
+            assert one.deadline is not None
+            finish = one.deadline - one.after_s
+            assert joined > finish or ends[-1] <= finish
+        waiting.check_invariants()

@@ -1,0 +1,155 @@
+"""How much a continuous-batching engine may hold at once. Pure: ``now`` is an argument.
+
+Such an engine takes what it is given and slows everyone: each prefill lengthens the steps in which the others decode. So the work
+inside is bounded to what the deadlines of those running can bear; the rest waits outside, in the queue's order.
+
+A running call that has n tokens to go and must be done in t seconds bears steps of t / n. The tightest of those is the longest step
+allowed; the cost model says how many prefill tokens fit into it beside the sequences that decode. Calls that cannot be in time any
+more do not count, nor do those without a deadline. Near its end a call has few tokens to go: it either bears much or is
+the one that keeps new prefills out, for few steps.
+
+Work conservation: while nothing is inside that a new call could harm, the head of the queue is let in, whatever its size.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from patchwork_scheduler.cost import TokenCost
+from patchwork_scheduler.model import Call
+
+#: Part of the bearable step that is used: the rest is for what the model does not know (measured fits are within 4 %).
+USED = 0.9
+PROTECT = 1.0
+#: How often the tightest step is looked for anew: about one engine step.
+REFRESH_S = 0.01
+
+
+@dataclass(slots=True)
+class _Running:
+    finish: float  #: by when the call must be done
+    prompt: int
+    output: int
+    tokens: int = 0  #: generated so far
+
+
+class WorkBound:
+    """Admission of calls into one engine. Owned by one replica host.
+
+    ``max_sequences``: what the engine is configured for. ``slowdown`` (learnt by :meth:`stepped`): measured over predicted step time.
+    ``min_prefill_tokens``: the smallest allowance, where anything may be prefilled at all: smaller steps serve nobody.
+    """
+
+    def __init__(
+        self,
+        cost: TokenCost,
+        *,
+        max_sequences: int = 256,
+        max_prefill_tokens: int = 8192,
+        min_prefill_tokens: int = 256,
+        progress: Callable[[str], int] | None = None,
+    ) -> None:
+        if max_sequences < 1:
+            raise ValueError(f"max_sequences must be at least 1, not {max_sequences}")
+        self.cost = cost
+        self.slowdown = 1.0
+        self._max_sequences = max_sequences
+        self._max_prefill = max_prefill_tokens
+        self._min_prefill = min_prefill_tokens
+        self._progress = progress
+        self._running: dict[str, _Running] = {}
+        self._prefilling: dict[str, int] = {}
+        self._prefill_tokens = 0
+        self._context_tokens = 0
+        self._tightest = math.inf
+        self._looked = -math.inf
+
+    def __len__(self) -> int:
+        return len(self._running)
+
+    @property
+    def prefill_tokens(self) -> int:
+        """Prompt tokens inside of calls that have not given their first token."""
+        return self._prefill_tokens
+
+    def has_room(self, call: Call, now: float) -> bool:
+        """Whether ``call`` may go into the engine now."""
+        if not self._running:
+            return True
+        if len(self._running) >= self._max_sequences:
+            return False
+        return self._prefill_tokens + call.prompt_tokens <= self.allowance(now, call)
+
+    def allowance(self, now: float, call: Call | None = None) -> float:
+        """Prefill tokens that may be inside. At least one call may always prefill where no running deadline forbids it."""
+        step = self._tightest_step(now) * USED / self.slowdown
+        decoding = len(self._running) - len(self._prefilling)
+        within = self.cost.prefill_within(step, decoding + 1, self._context_tokens)
+        if within <= 0.0:
+            return 0.0 if decoding else float(self._min_prefill)
+        allowed = min(max(within, self._min_prefill), self._max_prefill)
+        if call is not None and not self._prefill_tokens:
+            # Alone it may be longer than the allowance: engines cut long prompts into chunks, and who bears one chunk bears a few.
+            return max(allowed, call.prompt_tokens)
+        return allowed
+
+    def started(self, call: Call, now: float) -> None:
+        """The call went into the engine."""
+        finish = math.inf if call.deadline is None else call.deadline - call.after_s
+        self._running[call.id] = _Running(finish, call.prompt_tokens, max(call.output_tokens, 1))
+        self._prefilling[call.id] = call.prompt_tokens
+        self._prefill_tokens += call.prompt_tokens
+        self._tightest = min(self._tightest, self._bearable(self._running[call.id], now))
+
+    def first_token(self, call_id: str) -> None:
+        """The call's prompt has been prefilled."""
+        tokens = self._prefilling.pop(call_id, None)
+        if tokens is not None:
+            self._prefill_tokens -= tokens
+            self._context_tokens += tokens
+
+    def generated(self, call_id: str, tokens: int = 1) -> None:
+        """So many more tokens came out (unneeded where ``progress`` is given)."""
+        running = self._running.get(call_id)
+        if running is not None:
+            running.tokens += tokens
+            self.first_token(call_id)
+
+    def finished(self, call_id: str) -> None:
+        """The call left the engine, done or not. Safe to repeat."""
+        self.first_token(call_id)
+        running = self._running.pop(call_id, None)
+        if running is not None:
+            self._context_tokens -= running.prompt
+            self._looked = -math.inf  # it may have been the tightest
+
+    def stepped(self, predicted_s: float, measured_s: float) -> None:
+        """Learn from a step (or any stretch of steps) how the engine compares with its profile."""
+        if predicted_s > 0.0 and measured_s > 0.0:
+            self.slowdown += 0.05 * (min(max(measured_s / predicted_s, 0.2), 5.0) - self.slowdown)
+
+    def check_invariants(self) -> None:
+        """Assert what must hold between calls; for tests."""
+        assert self._prefilling.keys() <= self._running.keys()
+        assert self._prefill_tokens == sum(self._prefilling.values())
+        assert self._context_tokens == sum(r.prompt for i, r in self._running.items() if i not in self._prefilling)
+
+    def _tightest_step(self, now: float) -> float:
+        if now - self._looked >= REFRESH_S:
+            self._looked = now
+            if self._progress is not None:
+                for call_id, running in self._running.items():
+                    running.tokens = self._progress(call_id)
+            self._tightest = min((self._bearable(running, now) for running in self._running.values()), default=math.inf)
+        return self._tightest
+
+    def _bearable(self, running: _Running, now: float) -> float:
+        """The longest step that lets the call be in time; infinite when none does."""
+        steps = running.output - running.tokens
+        if running.finish == math.inf or steps <= 0:
+            return math.inf
+        step = (running.finish - now) / steps
+        lost = step < PROTECT * self.cost.shortest_step_s * self.slowdown
+        return math.inf if lost else step
