@@ -1,0 +1,177 @@
+"""Who comes in: a request that is predicted to miss is refused at the door, before it costs anything. Pure: ``now`` is an argument.
+
+Prediction: everything accepted and not yet done is kept as seconds of work per component, falling as each request proceeds. A new request
+is behind all of it (deadlines of later requests are later) at the component that is busiest, and then has its own work to do.
+What the prediction does not know is learnt as a margin: it narrows when accepted requests miss more often than promised, and
+widens slowly when requests that were let in late made it.
+
+What is accepted is never dropped for what comes later: nothing here takes an acceptance back.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+from patchwork_scheduler.estimate import Ahead
+from patchwork_scheduler.model import SloClass
+
+#: Once shut, the door opens when the prediction is this much better than what shut it: no flapping at the threshold.
+REOPEN = 0.95
+#: See ``shared`` of :class:`Admission`.
+SHARING = 2.0
+#: Of the deadline, lost per step of priority below the highest class.
+PRIORITY_STEP = 0.15
+MARGIN_LOW, MARGIN_HIGH = 0.3, 1.1
+#: Step of the margin when a request misses; for one in time it is as much smaller as the promise is high.
+MARGIN_STEP = 0.02
+#: A request that was predicted to need less than this of its allowance says nothing about the margin.
+TELLING = 0.6
+#: Weight of a new admission in the shares of classes.
+SHARE_DECAY = 0.01
+
+
+@dataclass(frozen=True, slots=True)
+class Admit:
+    predicted_s: float  #: from now to the end
+
+
+@dataclass(frozen=True, slots=True)
+class Refuse:
+    predicted_s: float
+    retry_after_s: float  #: from now until the same request is expected to be admitted, if nobody else comes
+
+
+@dataclass(frozen=True, slots=True)
+class Hold:
+    """Wait outside and ask again (the paper's rule); ``check_after_s`` is when it may have changed."""
+
+    predicted_s: float
+    check_after_s: float
+
+
+Decision = Admit | Refuse | Hold
+Mode = Literal["refuse", "hold", "open"]
+
+
+@dataclass(slots=True)
+class _Accepted:
+    slo: SloClass
+    deadline: float
+    predicted_share: float  #: of what was allowed
+    demand: Mapping[str, float] = field(default_factory=dict)
+
+
+class Admission:
+    """Owned by one orchestrator. ``replicas``: component -> how many carry its work (others' shares taken off by the caller).
+
+    ``shared``: components whose engine works on everything inside at once. There a request is not done when what was before it is
+    done, but later: it shares with those who come after it. With everybody half done on average, that is twice what is left now.
+    """
+
+    def __init__(
+        self,
+        classes: Collection[SloClass],
+        replicas: Mapping[str, float],
+        *,
+        shared: Collection[str] = (),
+        mode: Mode = "refuse",
+    ) -> None:
+        self._mode = mode
+        self._top = max((one.priority for one in classes), default=0)
+        self._replicas = dict(replicas)
+        self._shared = frozenset(shared)
+        self._backlog: dict[str, float] = dict.fromkeys(replicas, 0.0)
+        self._accepted: dict[str, _Accepted] = {}
+        self._shut: set[str] = set()
+        self._shares: dict[str, float] = {one.name: 0.0 for one in classes}
+        self.margin = 1.0
+
+    def __len__(self) -> int:
+        """Requests accepted and not finished."""
+        return len(self._accepted)
+
+    def set_replicas(self, replicas: Mapping[str, float]) -> None:
+        self._replicas.update(replicas)
+
+    def backlog_s(self) -> float:
+        """Seconds that a request coming now waits for what is accepted, at the busiest component."""
+        worst = 0.0
+        for component, work in self._backlog.items():
+            seconds = work / max(self._replicas.get(component, 1.0), 1e-9)
+            worst = max(worst, SHARING * seconds if component in self._shared else seconds)
+        return worst
+
+    def decide(
+        self, slo: SloClass, ahead: Ahead, now: float, deadline: float, *, behind_s: float = 0.0, at_risk: bool = False
+    ) -> Decision:
+        """Admit, refuse or hold a request of class ``slo`` due at ``deadline``. Nothing is noted until :meth:`accepted`.
+
+        ``behind_s``: seconds of work of which this orchestrator does not know otherwise (reported by the replicas, from other doors).
+        ``at_risk``: whether a request that waits is expected to miss (only the paper's rule asks).
+        """
+        waiting = max(self.backlog_s(), behind_s)
+        predicted = waiting + ahead.work_s
+        allowed = (deadline - now) * self._allowed_part(slo)
+        if self._mode == "open":
+            return Admit(predicted)
+        if self._mode == "hold":
+            return Hold(predicted, 0.05) if at_risk else Admit(predicted)
+        limit = allowed * REOPEN if slo.name in self._shut else allowed
+        if predicted <= limit or (waiting <= 0.0 and ahead.work_s <= deadline - now):
+            self._shut.discard(slo.name)
+            return Admit(predicted)
+        self._shut.add(slo.name)
+        # work drains at one second per second; a request that is too long even for an idle system gains nothing by waiting
+        return Refuse(predicted, max(predicted - allowed * REOPEN, 0.0) if ahead.work_s <= allowed else waiting)
+
+    def accepted(
+        self, request_id: str, slo: SloClass, ahead: Ahead, deadline: float, now: float, predicted_s: float
+    ) -> None:
+        """The request was let in. ValueError when it is in already."""
+        if request_id in self._accepted:
+            raise ValueError(f"request {request_id!r} is accepted already")
+        allowed = max((deadline - now) * self._allowed_part(slo), 1e-9)
+        self._accepted[request_id] = _Accepted(slo, deadline, predicted_s / allowed)
+        self.proceeded(request_id, ahead.demand)
+        for name in self._shares:
+            self._shares[name] += SHARE_DECAY * ((name == slo.name) - self._shares[name])
+
+    def proceeded(self, request_id: str, demand: Mapping[str, float]) -> None:
+        """The request has only ``demand`` before it now."""
+        accepted = self._accepted.get(request_id)
+        if accepted is None:
+            return
+        backlog = self._backlog
+        for component, seconds in accepted.demand.items():
+            backlog[component] -= seconds
+        for component, seconds in demand.items():
+            backlog[component] = backlog.get(component, 0.0) + seconds
+        accepted.demand = demand
+
+    def finished(self, request_id: str, now: float, *, cancelled: bool = False) -> None:
+        """The request ended; unless ``cancelled``, the margin learns whether it was in time. Safe to repeat."""
+        self.proceeded(request_id, {})
+        accepted = self._accepted.pop(request_id, None)
+        if not self._accepted:
+            self._backlog = dict.fromkeys(self._backlog, 0.0)  # rounding must not add up
+        if accepted is None or cancelled or self._mode != "refuse":
+            return
+        if now > accepted.deadline:
+            self.margin = max(MARGIN_LOW, self.margin * (1.0 - MARGIN_STEP))
+        elif accepted.predicted_share > TELLING:
+            step = MARGIN_STEP * (1.0 - accepted.slo.target_share)
+            self.margin = min(MARGIN_HIGH, self.margin * (1.0 + step))
+
+    def check_invariants(self) -> None:
+        """Assert what must hold between calls; for tests."""
+        for component, seconds in self._backlog.items():
+            expected = sum(one.demand.get(component, 0.0) for one in self._accepted.values())
+            assert abs(seconds - expected) < 1e-6 * max(1.0, expected), (component, seconds, expected)
+
+    def _allowed_part(self, slo: SloClass) -> float:
+        """Of the time to its deadline, what a request may be predicted to need. A class below its share counts as the highest."""
+        if self._shares.get(slo.name, 0.0) < slo.share:
+            return self.margin
+        return self.margin * max(1.0 - PRIORITY_STEP * (self._top - slo.priority), 0.1)

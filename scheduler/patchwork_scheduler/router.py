@@ -1,0 +1,128 @@
+"""Which replica gets a call: the one that is predicted to finish it first. Pure: ``now`` is an argument.
+
+What is known of a replica is its last report (seconds of work waiting and running, told with each reply) and what was sent to it since.
+Between reports the work is taken to drain at one second per second, so a stale report fades instead of misleading.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Hashable
+from dataclasses import dataclass, field
+
+#: A replica whose oldest call is so much overdue is asked only when the others are worse.
+SUSPECT_AFTER_S = 0.5
+#: How long a lost replica is left alone before one call tries it again; doubles with each further loss.
+RETRY_AFTER_S = 1.0
+RETRY_AT_MOST_S = 30.0
+
+
+@dataclass(slots=True)
+class _Replica:
+    name: str
+    backlog_s: float = 0.0  #: work waiting and running in it, at ``reported``, other senders' included
+    reported: float = 0.0
+    sent_s: float = 0.0  #: work sent since the report, not yet in it
+    speed: float = 1.0  #: measured over predicted seconds of its calls: 2.0 is half as fast
+    outstanding: dict[str, tuple[float, float]] = field(default_factory=dict)  #: call -> (seconds, expected finish)
+    lost_until: float = 0.0
+    losses: int = 0
+
+    def waiting_s(self, now: float) -> float:
+        drained = now - self.reported
+        left = self.backlog_s + self.sent_s - (drained if drained > 0.0 else 0.0)
+        return left if left > 0.0 else 0.0
+
+    def overdue_s(self, now: float) -> float:
+        """By how much its oldest call is late. Python dicts keep order: the first is the oldest."""
+        for _, expected in self.outstanding.values():
+            return now - expected
+        return 0.0
+
+
+class Router:
+    """Owned by one orchestrator, one per component. Replica names are unique; unknown names raise KeyError."""
+
+    def __init__(self, *, parallel: float = 1.0) -> None:
+        self._replicas: dict[str, _Replica] = {}
+        self._parallel = parallel
+        self._turn = 0
+
+    def __len__(self) -> int:
+        return len(self._replicas)
+
+    def set_replicas(self, names: Collection[str], now: float) -> None:
+        """The replicas that exist now; what is known of those that stay is kept."""
+        self._replicas = {name: self._replicas.get(name) or _Replica(name, reported=now) for name in names}
+
+    def choose(
+        self, work_s: float, now: float, *, saved_s: dict[str, float] | None = None, exclude: Collection[Hashable] = ()
+    ) -> str | None:
+        """The replica that finishes a call of ``work_s`` first; None when there is none (all excluded or none exist).
+
+        ``saved_s``: replica -> seconds that its cache saves this call. ``exclude``: where the call has failed already.
+        Replicas that are lost or suspect come after all others. Among equals they take turns.
+        """
+        best, best_key = None, (3, 0.0)
+        self._turn += 1
+        replicas = list(self._replicas.values())
+        count = len(replicas)
+        for i in range(count):
+            replica = replicas[(i + self._turn) % count]
+            if replica.name in exclude:
+                continue
+            trouble = 2 if now < replica.lost_until else 1 if replica.overdue_s(now) > SUSPECT_AFTER_S else 0
+            saved = saved_s.get(replica.name, 0.0) if saved_s else 0.0
+            finish = replica.waiting_s(now) + max(0.0, work_s - saved) * replica.speed
+            if (trouble, finish) < best_key:
+                best, best_key = replica, (trouble, finish)
+        return None if best is None else best.name
+
+    def predicted_s(self, name: str, work_s: float, now: float) -> float:
+        """Seconds from now until ``name`` would have finished a call of ``work_s``."""
+        replica = self._replicas[name]
+        return replica.waiting_s(now) + work_s * replica.speed
+
+    def sent(self, name: str, call_id: str, occupied_s: float, now: float, *, alone_s: float | None = None) -> None:
+        """A call went out. ``occupied_s``: by how much it delays others there; ``alone_s``: how long it takes itself."""
+        replica = self._replicas[name]
+        expected = now + replica.waiting_s(now) + (occupied_s if alone_s is None else alone_s) * replica.speed
+        replica.sent_s += occupied_s
+        replica.outstanding[call_id] = (occupied_s, expected)
+
+    def replied(
+        self, name: str, call_id: str, now: float, *, backlog_s: float | None, ratio: float | None = None
+    ) -> None:
+        """A reply came, with the replica's own account of its work (None: it gave none). ``ratio``: measured over predicted service."""
+        replica = self._replicas.get(name)
+        if replica is None:
+            return  # scaled away meanwhile
+        gone = replica.outstanding.pop(call_id, None)
+        replica.lost_until, replica.losses = 0.0, 0
+        if backlog_s is not None:
+            replica.backlog_s, replica.reported, replica.sent_s = backlog_s, now, 0.0
+        elif gone is not None:
+            replica.sent_s = max(0.0, replica.sent_s - gone[0])
+        if ratio is not None:
+            replica.speed += 0.05 * (min(max(ratio, 0.2), 5.0) - replica.speed)
+
+    def left(self, name: str, call_id: str) -> None:
+        """The call was cancelled: it is no sign of life, and no work any more."""
+        replica = self._replicas.get(name)
+        gone = replica.outstanding.pop(call_id, None) if replica else None
+        if replica is not None and gone is not None:
+            replica.sent_s = max(0.0, replica.sent_s - gone[0])
+
+    def lost(self, name: str, call_id: str, now: float) -> None:
+        """The replica did not take the call, or died with it: leave it alone for a while."""
+        replica = self._replicas.get(name)
+        if replica is None:
+            return
+        self.left(name, call_id)
+        replica.lost_until = now + min(RETRY_AFTER_S * 2.0**replica.losses, RETRY_AT_MOST_S)
+        replica.losses += 1
+
+    def check_invariants(self) -> None:
+        """Assert what must hold between calls; for tests."""
+        for replica in self._replicas.values():
+            assert replica.sent_s >= 0.0
+            assert replica.backlog_s >= 0.0

@@ -1,0 +1,148 @@
+"""Who comes in."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from patchwork_scheduler.admission import Admission, Admit, Hold, Mode, Refuse
+from patchwork_scheduler.estimate import Ahead
+from patchwork_scheduler.model import SloClass
+
+FAST = SloClass("fast", 2.0)
+
+
+def ahead(work: float = 0.5, llm: float = 0.5) -> Ahead:
+    return Ahead(work, work, work, {"llm": llm})
+
+
+def door(*classes: SloClass, replicas: float = 1.0, mode: Mode = "refuse") -> Admission:
+    return Admission(classes or (FAST,), {"llm": replicas}, mode=mode)
+
+
+def fill(admission: Admission, count: int, slo: SloClass = FAST, now: float = 0.0) -> None:
+    for i in range(count):
+        admission.accepted(f"{slo.name}{i}@{now}", slo, ahead(), now + slo.deadline_s, now, 0.5)
+
+
+def test_an_idle_system_admits() -> None:
+    assert door().decide(FAST, ahead(), 0.0, 2.0) == Admit(0.5)
+
+
+def test_a_request_that_would_miss_is_refused_with_the_time_after_which_it_would_not() -> None:
+    admission = door()
+    fill(admission, 4)
+    decision = admission.decide(FAST, ahead(), 0.0, 2.0)
+    assert isinstance(decision, Refuse)
+    assert decision.predicted_s == 2.5
+    # two seconds of work drain by then to what fits, hysteresis included
+    assert decision.retry_after_s == pytest.approx(2.5 - 0.95 * 2.0)
+
+
+def test_more_replicas_carry_more() -> None:
+    admission = door(replicas=2.0)
+    fill(admission, 4)
+    assert admission.decide(FAST, ahead(), 0.0, 2.0) == Admit(1.5)
+
+
+def test_an_engine_that_everybody_shares_takes_twice_what_is_left_in_it() -> None:
+    admission = Admission([FAST], {"llm": 1.0}, shared=["llm"])
+    fill(admission, 2)
+    assert admission.decide(FAST, ahead(), 0.0, 9.0).predicted_s == 2.5
+
+
+def test_the_door_does_not_flap_at_the_threshold() -> None:
+    admission = door()
+    fill(admission, 3)
+    assert isinstance(admission.decide(FAST, ahead(0.51), 0.0, 2.0), Refuse)
+    assert isinstance(admission.decide(FAST, ahead(0.49), 0.0, 2.0), Refuse)
+    assert isinstance(admission.decide(FAST, ahead(0.35), 0.0, 2.0), Admit)
+    assert isinstance(admission.decide(FAST, ahead(0.49), 0.0, 2.0), Admit)
+
+
+def test_what_a_request_has_done_makes_room() -> None:
+    admission = door()
+    fill(admission, 4)
+    admission.proceeded("fast0@0.0", {})
+    admission.proceeded("fast1@0.0", {"llm": 0.1})
+    assert admission.backlog_s() == pytest.approx(1.1)
+    admission.finished("fast2@0.0", 0.5)
+    admission.finished("fast2@0.0", 0.5)
+    admission.check_invariants()
+    assert len(admission) == 3
+
+
+def test_the_highest_class_is_admitted_longest() -> None:
+    gold, free = SloClass("gold", 2.0, priority=1), SloClass("free", 2.0)
+    admission = door(gold, free)
+    fill(admission, 2, gold)
+    assert isinstance(admission.decide(free, ahead(0.8), 0.0, 2.0), Refuse)
+    assert isinstance(admission.decide(gold, ahead(0.8), 0.0, 2.0), Admit)
+
+
+def test_a_class_below_its_share_is_treated_as_the_highest() -> None:
+    gold, free = SloClass("gold", 2.0, priority=1), SloClass("free", 2.0, share=0.3)
+    admission = door(gold, free)
+    fill(admission, 2, gold)
+    assert isinstance(admission.decide(free, ahead(0.8), 0.0, 2.0), Admit)
+
+
+def test_misses_narrow_the_margin_and_requests_in_time_widen_it() -> None:
+    admission = door()
+    admission.accepted("late", FAST, ahead(), 2.0, 0.0, 1.9)
+    admission.finished("late", 2.5)
+    narrowed = admission.margin
+    assert narrowed < 1.0
+    admission.accepted("good", FAST, ahead(), 2.0, 0.0, 1.9)
+    admission.finished("good", 1.5)
+    assert narrowed < admission.margin < 1.0
+
+
+def test_a_request_that_was_cancelled_or_had_time_to_spare_teaches_nothing() -> None:
+    admission = door()
+    admission.accepted("cancelled", FAST, ahead(), 2.0, 0.0, 1.9)
+    admission.finished("cancelled", 2.5, cancelled=True)
+    admission.accepted("easy", FAST, ahead(), 2.0, 0.0, 0.2)
+    admission.finished("easy", 0.2)
+    assert admission.margin == 1.0
+
+
+def test_the_papers_door_is_shut_while_a_request_is_at_risk() -> None:
+    admission = door(mode="hold")
+    fill(admission, 100)
+    assert isinstance(admission.decide(FAST, ahead(), 0.0, 2.0), Admit)
+    assert isinstance(admission.decide(FAST, ahead(), 0.0, 2.0, at_risk=True), Hold)
+
+
+def test_work_that_only_the_replicas_know_of_counts() -> None:
+    assert isinstance(door().decide(FAST, ahead(), 0.0, 2.0, behind_s=1.9), Refuse)
+
+
+def test_a_request_cannot_be_accepted_twice() -> None:
+    admission = door()
+    fill(admission, 1)
+    with pytest.raises(ValueError, match="accepted already"):
+        fill(admission, 1)
+
+
+@given(
+    st.lists(
+        st.tuples(st.sampled_from(["accept", "proceed", "finish"]), st.integers(0, 9), st.floats(0, 3)), max_size=80
+    )
+)
+def test_the_backlog_is_always_the_sum_of_what_is_before_the_accepted(events: list[tuple[str, int, float]]) -> None:
+    admission = door()
+    inside: set[str] = set()
+    for at, (what, number, seconds) in enumerate(events):
+        name = f"r{number}"
+        if what == "accept" and name not in inside:
+            admission.accepted(name, FAST, ahead(llm=seconds), at + 2.0, float(at), 1.0)
+            inside.add(name)
+        elif what == "proceed":
+            admission.proceeded(name, {"llm": seconds, "embed": seconds / 2})
+        elif what == "finish":
+            admission.finished(name, float(at))
+            inside.discard(name)
+        admission.check_invariants()
+        assert len(admission) == len(inside)

@@ -1,0 +1,102 @@
+"""Which replica gets a call."""
+
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from patchwork_scheduler.router import Router
+
+
+def router(*names: str) -> Router:
+    made = Router()
+    made.set_replicas(names, now=0.0)
+    return made
+
+
+def report(to: Router, name: str, backlog_s: float, now: float) -> None:
+    to.sent(name, f"{name}@{now}", 0.0, now)
+    to.replied(name, f"{name}@{now}", now, backlog_s=backlog_s)
+
+
+def test_the_replica_with_least_work_is_chosen_not_the_one_with_fewest_calls() -> None:
+    to = router("a", "b")
+    to.sent("a", "long", 3.0, now=0.0)
+    for i in range(5):
+        to.sent("b", f"short{i}", 0.1, now=0.0)
+    assert to.choose(1.0, now=0.0) == "b"
+
+
+def test_equal_replicas_take_turns() -> None:
+    to = router("a", "b", "c")
+    assert {to.choose(1.0, now=0.0) for _ in range(3)} == {"a", "b", "c"}
+
+
+def test_a_report_replaces_what_was_assumed_and_fades_with_age() -> None:
+    to = router("a", "b")
+    report(to, "a", backlog_s=5.0, now=0.0)
+    report(to, "b", backlog_s=2.0, now=0.0)
+    assert to.choose(0.1, now=1.0) == "b"
+    report(to, "b", backlog_s=3.0, now=4.0)
+    assert to.choose(0.1, now=4.0) == "a"  # of its five seconds of work, told four seconds ago, four are done
+
+
+def test_a_cached_prompt_draws_a_call_to_its_replica_until_that_is_too_busy() -> None:
+    to = router("a", "b")
+    saved = {"a": 0.5}
+    assert {to.choose(1.0, 0.0, saved_s=saved) for _ in range(4)} == {"a"}
+    to.sent("a", "one", 0.6, 0.0)
+    assert to.choose(1.0, 0.0, saved_s=saved) == "b"
+
+
+def test_a_lost_replica_is_left_alone_and_tried_again_later() -> None:
+    to = router("a", "b")
+    to.sent("a", "x", 1.0, now=0.0)
+    to.lost("a", "x", now=0.1)
+    assert {to.choose(9.0, now=0.2) for _ in range(4)} == {"b"}
+    to.sent("b", "y", 9.0, now=1.2)
+    assert to.choose(1.0, now=1.2) == "a"
+    assert to.choose(1.0, now=0.2, exclude={"b"}) == "a"  # the last that is left is better than none
+    assert to.choose(1.0, now=0.2, exclude={"a", "b"}) is None
+
+
+def test_a_silent_replica_is_avoided_within_a_second() -> None:
+    to = router("a", "b")
+    to.sent("a", "hangs", 0.2, now=0.0)
+    to.sent("b", "long", 5.0, now=0.0)
+    assert to.choose(0.2, now=0.3) == "a"
+    assert to.choose(0.2, now=0.8) == "b"
+
+
+def test_a_slow_replica_gets_less() -> None:
+    to = router("a", "b")
+    for i in range(40):
+        to.sent("a", f"c{i}", 1.0, float(i))
+        to.replied("a", f"c{i}", i + 0.5, backlog_s=0.0, ratio=3.0)
+    assert {to.choose(1.0, now=50.0) for _ in range(4)} == {"b"}
+
+
+def test_what_is_known_of_a_replica_survives_scaling() -> None:
+    to = router("a", "b")
+    report(to, "a", 5.0, 0.0)
+    to.set_replicas(["a", "c"], 0.0)
+    assert to.choose(1.0, 0.0) == "c"
+    to.replied("b", "gone", 1.0, backlog_s=1.0)  # a late reply of one that was taken away
+
+
+@given(st.lists(st.tuples(st.integers(0, 3), st.floats(0, 5), st.booleans()), max_size=60))
+def test_no_work_is_counted_for_ever(events: list[tuple[int, float, bool]]) -> None:
+    to = router("a", "b", "c", "d")
+    sent = []
+    for i, (which, seconds, fails) in enumerate(events):
+        name = "abcd"[which]
+        to.sent(name, str(i), seconds, now=float(i))
+        sent.append((name, str(i), fails))
+        to.check_invariants()
+    for name, call_id, fails in sent:
+        if fails:
+            to.lost(name, call_id, 100.0)
+        else:
+            to.replied(name, call_id, 100.0, backlog_s=None)
+        to.check_invariants()
+    assert [to.predicted_s(name, 1.0, 1000.0) for name in "abcd"] == [1.0] * 4
