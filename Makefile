@@ -34,8 +34,8 @@ bench: setup
 	$(BIN)/python tests/benchmarks/bench_retriever.py -o docs/benchmarks/retriever.json
 
 check: setup
-	$(BIN)/ruff format --check .
-	$(BIN)/ruff check .
+	$(BIN)/ruff format --no-cache --check .
+	$(BIN)/ruff check --no-cache .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 

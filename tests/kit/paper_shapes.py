@@ -7,7 +7,6 @@ Input tokens of CRAG are the paper's (its table 3); output tokens and branch pro
 from __future__ import annotations
 
 from kit.planning import component, profile
-
 from patchwork_scheduler.profile_model import ComponentProfile, Profile
 
 PREFILL_TOKENS_PER_S = 87_500.0

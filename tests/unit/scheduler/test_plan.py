@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
+
 from kit.paper_shapes import crag
 from kit.planning import component, profile
-
 from patchwork_scheduler.errors import InvalidInput, NoFeasiblePlan, SloUnreachable
 from patchwork_scheduler.plan import make_plan
 from patchwork_scheduler.plan_model import Fixed, Goal, Plan
