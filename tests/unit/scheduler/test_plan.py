@@ -244,7 +244,7 @@ def test_hardware_that_no_node_offers_is_refused_with_what_there_is() -> None:
 
 
 def test_too_few_resources_for_one_of_each_are_counted_out() -> None:
-    with pytest.raises(NoFeasiblePlan, match="needs about 2 cpus and 1 gpus.*there are 1 cpus and 1 gpus"):
+    with pytest.raises(NoFeasiblePlan, match=r"needs about 2 cpus and 1 gpus.*there are 1 cpus and 1 gpus"):
         make_plan(paper_example(2.0), Resources.machine(cpus=1, gpus=1))
 
 
