@@ -19,8 +19,9 @@ from patchwork_serving.release import ComponentSpec
 ModelFinder = Callable[[str, Kind], ResolvedModel | None]
 
 HOSTED_OPENAI = "https://api.openai.com/v1"
-#: Work items that one batch holds. An embedder's gain ends at about 32 short texts (0.2 s on two cores); a search batch is one pipeline.
-_MAX_BATCH: Mapping[Kind, int] = {"embedder": 32, "retriever": 32, "reranker": 32, "llm": 1, "tool": 1, "function": 1}
+#: Work items that one batch holds. An embedder's gain ends at about 32 short texts (0.2 s on two cores); a batch of searches is a
+#: pipeline on one connection, and a replica has several.
+_MAX_BATCH: Mapping[Kind, int] = {"embedder": 32, "retriever": 8, "reranker": 32, "llm": 1, "tool": 1, "function": 1}
 #: Ray bookkeeping: shares that let a demo fit on two cores beside its ingress.
 _NUM_CPUS: Mapping[Kind, float] = {
     "llm": 0.5,

@@ -42,7 +42,9 @@ class ComponentReplica:
             max_batch=1 if continuous else spec.max_batch,  # a continuous engine is granted one call at a time
             max_wait_s=0.0 if continuous else spec.max_wait_s,
         )
-        self._host = ComponentHost(engine, queue, replica=self._name, slots=spec.slots)
+        # a batch of searches keeps one connection busy
+        batches = bundle.config.store.pool_size if spec.engine == "pgvector" else 1
+        self._host = ComponentHost(engine, queue, replica=self._name, slots=spec.slots, parallel_batches=batches)
         await self._host.start()
         self._publisher = asyncio.create_task(self._publish())
 

@@ -85,6 +85,9 @@ class Home:
 def a_home() -> Iterator[Home]:
     """Everything that runs below it is stopped at the end."""
     with tempfile.TemporaryDirectory(prefix="pw-test-", ignore_cleanup_errors=True) as folder:
+        Path(folder).chmod(
+            0o755
+        )  # or the embedded Postgres of a root user keeps its data elsewhere, where nobody removes it
         home = Home(Path(folder))
         try:
             yield home
