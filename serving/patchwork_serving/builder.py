@@ -31,7 +31,7 @@ from patchwork_serving.assign import Assigned, assign
 from patchwork_serving.build_process import BuildRequest
 from patchwork_serving.bundle import apply_environment, captured_environment
 from patchwork_serving.config import Config, Paths
-from patchwork_serving.errors import ServingError
+from patchwork_serving.errors import ModelUnknown, ServingError
 from patchwork_serving.exporting import export_stores
 from patchwork_serving.import_routing import ImportRouter
 from patchwork_serving.models.fetch import ensure
@@ -110,6 +110,16 @@ def _take_apart(request: BuildRequest, config: Config, paths: Paths, target: Tar
         asyncio.run(engines.close())
     graph = static_graph(request.target, loaded, walk, assigned.placed.components, assigned.placed.opaque)
     return _Taken(loaded, walk, assigned, graph, record)
+
+
+def _check_models(config: Config, paths: Paths) -> None:
+    for name in config.models:
+        try:
+            resolve(name, config.models, paths)
+        except ModelUnknown as error:
+            if str(error).startswith("patchwork.yaml: "):
+                raise
+            raise ModelUnknown(f"patchwork.yaml: models.{name}: {error}") from error
 
 
 def _check_engine(spec: ComponentSpec, config: Config, paths: Paths, progress: ProgressSink, *, here: bool) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import re
 import signal
 import sys
 import threading
@@ -171,9 +172,11 @@ def run_app(
     _submit(bundle, route_prefix)
     try:
         _wait(lambda: serve.status().applications.get(name), name, progress, timeout_s)
-    except BaseException:
+    except BaseException as error:
         if not existed:
             serve.delete(name, _blocking=False)
+        elif isinstance(error, DeployError):
+            error.add_note(f"what ran before goes on; `patchwork logs {name}` has more")
         raise
     if route_prefix is not None:
         from patchwork_serving import routes
@@ -252,12 +255,11 @@ def _wait(status_of: Callable[[], Any], name: str, progress: ProgressSink, timeo
             if app.status == "RUNNING":
                 return
             if app.status in ("DEPLOY_FAILED", "UNHEALTHY"):
-                raise DeployError(f"{name} did not start: {_reason(app)}; `patchwork logs {name}` has more")
+                raise DeployError(f"{name} did not start: {_reason(app) or 'no reason was given'}")
         if time.monotonic() > deadline:
             waiting = ", ".join(d for d, state in shown.items() if state != "HEALTHY") or "the application"
-            raise DeployError(
-                f"{name} was not ready after {timeout_s:.0f} s, waiting for {waiting}; see `patchwork logs {name}`"
-            )
+            reason = (_reason(app) if app is not None else None) or "no reason was given"
+            raise DeployError(f"{name} was not ready after {timeout_s:.0f} s, waiting for {waiting}: {reason}")
         time.sleep(POLL_S)
 
 
@@ -272,7 +274,7 @@ def _show(app: Any, shown: dict[str, str], progress: ProgressSink) -> None:
         shown[deployment] = state
 
 
-def _reason(app: Any) -> str:
+def _reason(app: Any) -> str | None:
     """The last line of what Serve says of a deployment that failed: the exception that the replica raised."""
     messages = [app.message, *(d.message for d in app.deployments.values())]
     for message in reversed([str(m) for m in messages if m]):
@@ -283,10 +285,10 @@ def _reason(app: Any) -> str:
             if "Error" in line.split(":")[0] or "Exception" in line.split(":")[0] or line.startswith("patchwork_")
         ]
         if errors:
-            return errors[-1]
+            return re.sub(r"^patchwork_\w+\.errors\.\w+: ", "", errors[-1])
         if lines:
             return lines[-1]
-    return "no reason was given"
+    return None
 
 
 def _first_line(error: BaseException) -> str:

@@ -115,7 +115,11 @@ def test_a_target_that_is_not_there_is_told_before_anything_starts(home: Home) -
         ("sloo: 2s", 2, ("unknown key 'sloo'", "--schema")),
         ("slo: soon", 2, ("slo", "not a duration")),
         ("components: {llm-other: {replicas: 2}}", 2, ("components.llm-other", "no such component")),
-        ("models: {smollm2-135m-instruct: {source: ./none.gguf}}", 1, ("none.gguf does not exist",)),
+        (
+            "models: {smollm2-135m-instruct: {source: ./none.gguf}}",
+            1,
+            ("patchwork.yaml: models.smollm2-135m-instruct", "none.gguf does not exist"),
+        ),
     ],
     ids=["yaml", "unknown key", "bad value", "unknown component", "unknown model"],
 )
