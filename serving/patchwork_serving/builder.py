@@ -84,6 +84,7 @@ def build(request: BuildRequest, folder: Path, progress: ProgressSink) -> dict[s
 
 def _take_apart(request: BuildRequest, config: Config, paths: Paths, target: Target, progress: ProgressSink) -> _Taken:
     deployed_here()
+    _check_models(config, paths)  # while importing, a model that is not found would be taken for a hosted one
     router = ImportRouter(config, paths)
     engines = LocalEngines(config, paths, progress)
     record_file = (

@@ -76,6 +76,7 @@ def start(options: DeployOptions, progress: ProgressSink, paths: Paths | None = 
     config = load_config(options.config_path, beside=target.folder)
     name = app_name(options, config, target.module)
     with StateStore(paths.state).lock(), servers.undone_on_failure(paths):
+        preflight.check(config, paths, os.environ)
         ray = ray_cluster.running(paths)
         if ray is None and "RAY_ADDRESS" not in os.environ:
             port = options.port or ray_cluster.free_port(options.host)
@@ -84,7 +85,6 @@ def start(options: DeployOptions, progress: ProgressSink, paths: Paths | None = 
         known = StateStore(paths.state).find(name)
         if known is not None and known.is_for_living_programs():
             raise DeployError(f"programs use components under the name {name}; choose another with --name")
-        preflight.check(config, os.environ)
         return _start(options, config, name, progress, paths)
 
 

@@ -1,29 +1,47 @@
-"""What can be known to be missing before anything is started: GPUs, the database, the cluster."""
+"""What can be known to be missing before anything is started: room on the disk, GPUs, the database, the cluster."""
 
 from __future__ import annotations
 
 import asyncio
+import shutil
 import socket
+import tempfile
 from collections.abc import Mapping
+from pathlib import Path
 
-from patchwork_serving.config import Config
-from patchwork_serving.errors import DeployError, GpuMissing
+from patchwork_serving.config import Config, Paths
+from patchwork_serving.errors import DeployError, DiskFull, GpuMissing
 from patchwork_serving.gpus import gpu_names
 
 #: A server that is there answers in milliseconds; one behind a silent firewall never does.
 ANSWER_S = 5.0
 
 
-def check(config: Config, env: Mapping[str, str]) -> None:
-    """GpuMissing, StoreUnreachable, StoreWithoutPgvector or DeployError, each with its remedy, within seconds."""
+#: Ray ends without a word when it cannot write its logs.
+LOG_BYTES = 64 * 1024 * 1024
+
+
+def check(config: Config, paths: Paths, env: Mapping[str, str]) -> None:
+    """DiskFull, GpuMissing, StoreUnreachable, StoreWithoutPgvector or DeployError, each with its remedy, within seconds."""
     address = env.get("RAY_ADDRESS")
     if address:
         _check_cluster(address)
     else:
         _check_gpus(config)
+        _check_disk("PATCHWORK_HOME", paths.home)
+        _check_disk("TMPDIR", Path(tempfile.gettempdir()))
     dsn = env.get("DATABASE_URL")
     if dsn:
         _check_database(dsn)
+
+
+def _check_disk(variable: str, folder: Path) -> None:
+    free = shutil.disk_usage(folder).free
+    if free < LOG_BYTES:
+        raise DiskFull(
+            f"{folder} has {free >> 20} MiB left and {LOG_BYTES >> 20} MiB are needed for logs; "
+            f"free some, or set {variable} to a folder on another disk"
+        )
 
 
 def _check_gpus(config: Config) -> None:

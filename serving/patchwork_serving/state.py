@@ -143,15 +143,18 @@ class StateStore:
 
     @contextmanager
     def lock(self, timeout_s: float = LOCK_TIMEOUT_S) -> Iterator[None]:
-        """Exclude other commands of this machine; DeployError when one holds the lock longer than ``timeout_s``."""
-        self._folder.mkdir(parents=True, exist_ok=True)
+        """Exclude other commands of this machine; DeployError when one holds it longer than ``timeout_s``, SetupError where the folder
+        cannot be written."""
         guard = FileLock(self._folder / ".lock", timeout=timeout_s)
         try:
+            self._folder.mkdir(parents=True, exist_ok=True)
             guard.acquire()
         except Timeout as error:
             raise DeployError(
                 f"another patchwork command holds {self._folder / '.lock'}; wait for it, or end it and try again"
             ) from error
+        except OSError as error:
+            raise self._unwritable(error, "the lock") from error
         try:
             yield
         finally:
@@ -163,11 +166,14 @@ class StateStore:
             self._folder.mkdir(parents=True, exist_ok=True)
             self._replace(self._path(app.name), json.dumps(app.to_json(), indent=2))
         except OSError as error:
-            full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-            raise (DiskFull if full else SetupError)(
-                f"cannot write the state of {app.name!r} in {self._folder}: {error.strerror}; "
-                f"{'make room' if full else 'make it writable'}, or set PATCHWORK_HOME to another folder"
-            ) from error
+            raise self._unwritable(error, f"the state of {app.name!r}") from error
+
+    def _unwritable(self, error: OSError, what: str) -> SetupError:
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        return (DiskFull if full else SetupError)(
+            f"cannot write {what} in {self._folder}: {error.strerror}; "
+            f"{'make room' if full else 'make it writable'}, or set PATCHWORK_HOME to another folder"
+        )
 
     def _replace(self, path: Path, text: str) -> None:
         handle, name = tempfile.mkstemp(dir=self._folder, prefix=".", suffix=".tmp")

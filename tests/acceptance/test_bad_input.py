@@ -19,8 +19,11 @@ import psycopg
 import pytest
 
 from kit.deployed import Home, a_home
+from patchwork_serving import deploy
 from patchwork_serving.config import Paths
+from patchwork_serving.errors import DiskFull
 from patchwork_serving.gpus import gpu_names
+from patchwork_serving.progress import SilentProgress
 
 CHAIN = """
 from langchain_core.runnables import RunnableLambda
@@ -133,6 +136,21 @@ def test_a_gpu_that_is_asked_for_and_absent_is_told_before_anything_starts(home:
     file.with_name("patchwork.yaml").write_text("components: {llm-x: {num_gpus: 1}}", encoding="utf-8")
     refused(home.run("deploy", str(file)), 1, "components.llm-x.num_gpus", "no GPU")
     assert home.left() == []
+
+
+def test_a_home_that_cannot_be_written_is_told_with_the_remedy(home: Home, file: Path) -> None:
+    result = home.run("deploy", str(file), "--port", "0", env={"PATCHWORK_HOME": str(file / "home")})
+    refused(result, 1, "cannot write", "PATCHWORK_HOME")
+
+
+def test_a_full_disk_is_told_before_anything_starts(
+    tmp_path: Path, file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=1 << 20))
+    with pytest.raises(DiskFull, match="1 MiB left.*PATCHWORK_HOME"):
+        deploy.start(deploy.DeployOptions(str(file), port=0), SilentProgress(), Paths(tmp_path, tmp_path))
+    assert Home(tmp_path).left() == []
 
 
 def test_a_taken_port_is_told_with_the_remedy(home: Home, file: Path) -> None:
