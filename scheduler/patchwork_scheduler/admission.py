@@ -1,7 +1,12 @@
 """Who comes in: a request that is predicted to miss is refused at the door, before it costs anything. Pure: ``now`` is an argument.
 
-Prediction: everything accepted and not yet done is kept as seconds of work per component, falling as each request proceeds. A new request
-is behind all of it (deadlines of later requests are later) at the component that is busiest, and then has its own work to do.
+Prediction: a new request takes its own work, and on top the larger of two delays.
+
+- *Drain*: the work of all accepted requests that is still to be done, at the component that is busiest. All of it has earlier deadlines.
+- *Sharing*: at each component, the whole work (done or not) that the requests now there bring to it. Where a request spends L seconds at a
+  component which is busy for a share u of the time, others take u * L of them; and by Little's law the requests found there bring
+  u * L seconds of work. The drain alone would miss this: those who come later slow the request down as well.
+
 What the prediction does not know is learnt as a margin: it narrows when accepted requests miss more often than promised, and
 widens slowly when requests that were let in late made it.
 
@@ -19,8 +24,6 @@ from patchwork_scheduler.model import SloClass
 
 #: Once shut, the door opens when the prediction is this much better than what shut it: no flapping at the threshold.
 REOPEN = 0.95
-#: See ``shared`` of :class:`Admission`.
-SHARING = 2.0
 #: Of the deadline, lost per step of priority below the highest class.
 PRIORITY_STEP = 0.15
 MARGIN_LOW, MARGIN_HIGH = 0.3, 1.1
@@ -60,29 +63,27 @@ class _Accepted:
     slo: SloClass
     deadline: float
     predicted_share: float  #: of what was allowed
-    demand: Mapping[str, float] = field(default_factory=dict)
+    whole: Mapping[str, float]  #: work that the request was expected to bring
+    demand: Mapping[str, float] = field(default_factory=dict)  #: of it, still to be done
+    at: str = ""  #: the component where it is
+    present: float = 0.0  #: what it counts for there
 
 
 class Admission:
-    """Owned by one orchestrator. ``replicas``: component -> how many carry its work (others' shares taken off by the caller).
-
-    ``shared``: components whose engine works on everything inside at once. There a request is not done when what was before it is
-    done, but later: it shares with those who come after it. With everybody half done on average, that is twice what is left now.
-    """
+    """Owned by one orchestrator. ``replicas``: component -> how many carry its work (others' shares taken off by the caller)."""
 
     def __init__(
         self,
         classes: Collection[SloClass],
         replicas: Mapping[str, float],
         *,
-        shared: Collection[str] = (),
         mode: Mode = "refuse",
     ) -> None:
         self._mode = mode
         self._top = max((one.priority for one in classes), default=0)
         self._replicas = dict(replicas)
-        self._shared = frozenset(shared)
-        self._backlog: dict[str, float] = dict.fromkeys(replicas, 0.0)
+        self._backlog: dict[str, float] = dict.fromkeys(replicas, 0.0)  # still to be done
+        self._present: dict[str, float] = dict.fromkeys(replicas, 0.0)  # brought by those who are there now
         self._accepted: dict[str, _Accepted] = {}
         self._shut: set[str] = set()
         self._shares: dict[str, float] = {one.name: 0.0 for one in classes}
@@ -95,13 +96,14 @@ class Admission:
     def set_replicas(self, replicas: Mapping[str, float]) -> None:
         self._replicas.update(replicas)
 
-    def backlog_s(self) -> float:
-        """Seconds that a request coming now waits for what is accepted, at the busiest component."""
-        worst = 0.0
+    def delay_s(self) -> float:
+        """By how much a request coming now is delayed by those accepted."""
+        drain = sharing = 0.0
         for component, work in self._backlog.items():
-            seconds = work / max(self._replicas.get(component, 1.0), 1e-9)
-            worst = max(worst, SHARING * seconds if component in self._shared else seconds)
-        return worst
+            replicas = max(self._replicas.get(component, 1.0), 1e-9)
+            drain = max(drain, work / replicas)
+            sharing += self._present.get(component, 0.0) / replicas
+        return max(drain, sharing)
 
     def decide(
         self, slo: SloClass, ahead: Ahead, now: float, deadline: float, *, behind_s: float = 0.0, at_risk: bool = False
@@ -111,7 +113,7 @@ class Admission:
         ``behind_s``: seconds of work of which this orchestrator does not know otherwise (reported by the replicas, from other doors).
         ``at_risk``: whether a request that waits is expected to miss (only the paper's rule asks).
         """
-        waiting = max(self.backlog_s(), behind_s)
+        waiting = max(self.delay_s(), behind_s)
         predicted = waiting + ahead.work_s
         allowed = (deadline - now) * self._allowed_part(slo)
         if self._mode == "open":
@@ -127,28 +129,42 @@ class Admission:
         return Refuse(predicted, max(predicted - allowed * REOPEN, 0.0) if ahead.work_s <= allowed else waiting)
 
     def accepted(
-        self, request_id: str, slo: SloClass, ahead: Ahead, deadline: float, now: float, predicted_s: float
+        self,
+        request_id: str,
+        slo: SloClass,
+        ahead: Ahead,
+        deadline: float,
+        now: float,
+        predicted_s: float,
+        *,
+        at: str = "",
     ) -> None:
-        """The request was let in. ValueError when it is in already."""
+        """The request was let in, and goes to component ``at`` first. ValueError when it is in already."""
         if request_id in self._accepted:
             raise ValueError(f"request {request_id!r} is accepted already")
         allowed = max((deadline - now) * self._allowed_part(slo), 1e-9)
-        self._accepted[request_id] = _Accepted(slo, deadline, predicted_s / allowed)
-        self.proceeded(request_id, ahead.demand)
+        self._accepted[request_id] = _Accepted(slo, deadline, predicted_s / allowed, ahead.demand)
+        self.proceeded(request_id, ahead.demand, at)
         for name in self._shares:
             self._shares[name] += SHARE_DECAY * ((name == slo.name) - self._shares[name])
 
-    def proceeded(self, request_id: str, demand: Mapping[str, float]) -> None:
-        """The request has only ``demand`` before it now."""
+    def proceeded(self, request_id: str, demand: Mapping[str, float], at: str = "") -> None:
+        """The request has only ``demand`` before it now, and is at component ``at``."""
         accepted = self._accepted.get(request_id)
         if accepted is None:
             return
-        backlog = self._backlog
+        backlog, present = self._backlog, self._present
         for component, seconds in accepted.demand.items():
             backlog[component] -= seconds
         for component, seconds in demand.items():
             backlog[component] = backlog.get(component, 0.0) + seconds
         accepted.demand = demand
+        if accepted.at:
+            present[accepted.at] -= accepted.present
+        accepted.at = at
+        if at:
+            accepted.present = max(accepted.whole.get(at, 0.0), demand.get(at, 0.0))
+            present[at] = present.get(at, 0.0) + accepted.present
 
     def finished(self, request_id: str, now: float, *, cancelled: bool = False) -> None:
         """The request ended; unless ``cancelled``, the margin learns whether it was in time. Safe to repeat."""
@@ -156,6 +172,7 @@ class Admission:
         accepted = self._accepted.pop(request_id, None)
         if not self._accepted:
             self._backlog = dict.fromkeys(self._backlog, 0.0)  # rounding must not add up
+            self._present = dict.fromkeys(self._present, 0.0)
         if accepted is None or cancelled or self._mode != "refuse":
             return
         if now > accepted.deadline:
@@ -168,6 +185,9 @@ class Admission:
         """Assert what must hold between calls; for tests."""
         for component, seconds in self._backlog.items():
             expected = sum(one.demand.get(component, 0.0) for one in self._accepted.values())
+            assert abs(seconds - expected) < 1e-6 * max(1.0, expected), (component, seconds, expected)
+        for component, seconds in self._present.items():
+            expected = sum(one.present for one in self._accepted.values() if one.at == component)
             assert abs(seconds - expected) < 1e-6 * max(1.0, expected), (component, seconds, expected)
 
     def _allowed_part(self, slo: SloClass) -> float:

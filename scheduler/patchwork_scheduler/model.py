@@ -52,7 +52,7 @@ class SloClass:
     name: str
     deadline_s: float
     first_token_s: float | None = None
-    target_share: float = 0.99  #: of accepted requests, to be in time
+    target_share: float = 0.98  #: of accepted requests, to be in time
     priority: int = 0
     share: float = 0.0
 

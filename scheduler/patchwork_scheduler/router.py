@@ -22,6 +22,7 @@ class _Replica:
     backlog_s: float = 0.0  #: work waiting and running in it, at ``reported``, other senders' included
     reported: float = 0.0
     sent_s: float = 0.0  #: work sent since the report, not yet in it
+    outstanding_s: float = 0.0  #: work that this sender has there and no reply to
     speed: float = 1.0  #: measured over predicted seconds of its calls: 2.0 is half as fast
     outstanding: dict[str, tuple[float, float]] = field(default_factory=dict)  #: call -> (seconds, expected finish)
     lost_until: float = 0.0
@@ -30,7 +31,15 @@ class _Replica:
     def waiting_s(self, now: float) -> float:
         drained = now - self.reported
         left = self.backlog_s + self.sent_s - (drained if drained > 0.0 else 0.0)
-        return left if left > 0.0 else 0.0
+        # What has not been replied to is not done, however old the report: a batch, or an engine that serves all at once.
+        return max(left, self.outstanding_s, 0.0)
+
+    def take(self, call_id: str) -> tuple[float, float] | None:
+        """The call is no longer there."""
+        gone = self.outstanding.pop(call_id, None)
+        if gone is not None:
+            self.outstanding_s = max(self.outstanding_s - gone[0], 0.0) if self.outstanding else 0.0
+        return gone
 
     def overdue_s(self, now: float) -> float:
         """By how much its oldest call is late. Python dicts keep order: the first is the oldest."""
@@ -88,6 +97,7 @@ class Router:
         expected = now + replica.waiting_s(now) + (occupied_s if alone_s is None else alone_s) * replica.speed
         replica.sent_s += occupied_s
         replica.outstanding[call_id] = (occupied_s, expected)
+        replica.outstanding_s += occupied_s
 
     def replied(
         self, name: str, call_id: str, now: float, *, backlog_s: float | None, ratio: float | None = None
@@ -96,7 +106,7 @@ class Router:
         replica = self._replicas.get(name)
         if replica is None:
             return  # scaled away meanwhile
-        gone = replica.outstanding.pop(call_id, None)
+        gone = replica.take(call_id)
         replica.lost_until, replica.losses = 0.0, 0
         if backlog_s is not None:
             replica.backlog_s, replica.reported, replica.sent_s = backlog_s, now, 0.0
@@ -108,7 +118,7 @@ class Router:
     def left(self, name: str, call_id: str) -> None:
         """The call was cancelled: it is no sign of life, and no work any more."""
         replica = self._replicas.get(name)
-        gone = replica.outstanding.pop(call_id, None) if replica else None
+        gone = replica.take(call_id) if replica else None
         if replica is not None and gone is not None:
             replica.sent_s = max(0.0, replica.sent_s - gone[0])
 
@@ -126,3 +136,4 @@ class Router:
         for replica in self._replicas.values():
             assert replica.sent_s >= 0.0
             assert replica.backlog_s >= 0.0
+            assert abs(replica.outstanding_s - sum(one for one, _ in replica.outstanding.values())) < 1e-6

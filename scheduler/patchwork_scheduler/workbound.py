@@ -22,7 +22,8 @@ from patchwork_scheduler.model import Call
 
 #: Part of the bearable step that is used: the rest is for what the model does not know (measured fits are within 4 %).
 USED = 0.9
-PROTECT = 1.0
+#: How many step lengths are weighed against each other.
+CANDIDATES = 12
 #: How often the tightest step is looked for anew: about one engine step.
 REFRESH_S = 0.01
 
@@ -63,7 +64,7 @@ class WorkBound:
         self._prefilling: dict[str, int] = {}
         self._prefill_tokens = 0
         self._context_tokens = 0
-        self._tightest = math.inf
+        self._step = math.inf
         self._looked = -math.inf
 
     def __len__(self) -> int:
@@ -84,7 +85,7 @@ class WorkBound:
 
     def allowance(self, now: float, call: Call | None = None) -> float:
         """Prefill tokens that may be inside. At least one call may always prefill where no running deadline forbids it."""
-        step = self._tightest_step(now) * USED / self.slowdown
+        step = self._longest_step(now, call.prompt_tokens if call else 1) * USED / self.slowdown
         decoding = len(self._running) - len(self._prefilling)
         within = self.cost.prefill_within(step, decoding + 1, self._context_tokens)
         if within <= 0.0:
@@ -101,7 +102,6 @@ class WorkBound:
         self._running[call.id] = _Running(finish, call.prompt_tokens, max(call.output_tokens, 1))
         self._prefilling[call.id] = call.prompt_tokens
         self._prefill_tokens += call.prompt_tokens
-        self._tightest = min(self._tightest, self._bearable(self._running[call.id], now))
 
     def first_token(self, call_id: str) -> None:
         """The call's prompt has been prefilled."""
@@ -136,14 +136,40 @@ class WorkBound:
         assert self._prefill_tokens == sum(self._prefilling.values())
         assert self._context_tokens == sum(r.prompt for i, r in self._running.items() if i not in self._prefilling)
 
-    def _tightest_step(self, now: float) -> float:
-        if now - self._looked >= REFRESH_S:
-            self._looked = now
+    def _longest_step(self, now: float, prompt: int) -> float:
+        """The step length that is worth most: calls kept in time inside, plus calls that prefill meanwhile.
+
+        To keep the very tightest at any price would starve the queue, whose calls get tight by that and starve the next: each step
+        length that some running call just bears is weighed by how many bear it and how many more it lets in.
+        """
+        if now - self._looked < REFRESH_S:
+            return self._step
+        self._looked = now
+        bears: list[float] = []
+        steps_left = 0
+        for call_id, running in self._running.items():
             if self._progress is not None:
-                for call_id, running in self._running.items():
-                    running.tokens = self._progress(call_id)
-            self._tightest = min((self._bearable(running, now) for running in self._running.values()), default=math.inf)
-        return self._tightest
+                running.tokens = self._progress(call_id)
+            step = self._bearable(running, now)
+            if step != math.inf:
+                bears.append(step)
+                steps_left += running.output - running.tokens
+        self._step = self._worth_most(sorted(bears), steps_left, max(prompt, 1))
+        return self._step
+
+    def _worth_most(self, bears: list[float], steps_left: int, prompt: int) -> float:
+        if not bears:
+            return math.inf
+        count, decoding = len(bears), len(self._running) - len(self._prefilling) + 1
+        horizon = steps_left / count * bears[count // 2]
+        best, best_value = bears[0], -1.0
+        for i in range(0, count, max(1, count // CANDIDATES)):
+            step = bears[i] * USED / self.slowdown
+            tokens = min(self.cost.prefill_within(step, decoding, self._context_tokens), self._max_prefill)
+            value = count - i + horizon * tokens / (step * prompt)
+            if value > best_value:
+                best, best_value = bears[i], value
+        return best
 
     def _bearable(self, running: _Running, now: float) -> float:
         """The longest step that lets the call be in time; infinite when none does."""
@@ -151,5 +177,5 @@ class WorkBound:
         if running.finish == math.inf or steps <= 0:
             return math.inf
         step = (running.finish - now) / steps
-        lost = step < PROTECT * self.cost.shortest_step_s * self.slowdown
+        lost = step < self.cost.shortest_step_s * self.slowdown
         return math.inf if lost else step

@@ -46,10 +46,15 @@ def test_more_replicas_carry_more() -> None:
     assert admission.decide(FAST, ahead(), 0.0, 2.0) == Admit(1.5)
 
 
-def test_an_engine_that_everybody_shares_takes_twice_what_is_left_in_it() -> None:
-    admission = Admission([FAST], {"llm": 1.0}, shared=["llm"])
-    fill(admission, 2)
-    assert admission.decide(FAST, ahead(), 0.0, 9.0).predicted_s == 2.5
+def test_those_who_are_at_a_component_slow_a_request_by_all_that_they_bring_there() -> None:
+    admission = door()
+    for i in range(2):
+        admission.accepted(f"r{i}", FAST, ahead(), 2.0, 0.0, 0.5, at="llm")
+        admission.proceeded(f"r{i}", {"llm": 0.1}, at="llm")
+    assert admission.delay_s() == 1.0  # 0.2 s are left of it, but those who follow will share as these did
+    admission.proceeded("r0", {"llm": 0.1}, at="web")
+    assert admission.delay_s() == 0.5
+    admission.check_invariants()
 
 
 def test_the_door_does_not_flap_at_the_threshold() -> None:
@@ -66,7 +71,7 @@ def test_what_a_request_has_done_makes_room() -> None:
     fill(admission, 4)
     admission.proceeded("fast0@0.0", {})
     admission.proceeded("fast1@0.0", {"llm": 0.1})
-    assert admission.backlog_s() == pytest.approx(1.1)
+    assert admission.delay_s() == pytest.approx(1.1)
     admission.finished("fast2@0.0", 0.5)
     admission.finished("fast2@0.0", 0.5)
     admission.check_invariants()
@@ -140,7 +145,7 @@ def test_the_backlog_is_always_the_sum_of_what_is_before_the_accepted(events: li
             admission.accepted(name, FAST, ahead(llm=seconds), at + 2.0, float(at), 1.0)
             inside.add(name)
         elif what == "proceed":
-            admission.proceeded(name, {"llm": seconds, "embed": seconds / 2})
+            admission.proceeded(name, {"llm": seconds, "embed": seconds / 2}, at=["llm", "embed", ""][number % 3])
         elif what == "finish":
             admission.finished(name, float(at))
             inside.discard(name)
