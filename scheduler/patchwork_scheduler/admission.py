@@ -24,12 +24,12 @@ from patchwork_scheduler.model import SloClass
 
 #: Once shut, the door opens when the prediction is this much better than what shut it: no flapping at the threshold.
 REOPEN = 0.95
-#: Of the deadline, lost per step of priority below the highest class.
-PRIORITY_STEP = 0.15
-MARGIN_LOW, MARGIN_HIGH = 0.3, 1.1
+#: Of the time that a request has to spare, lost per step of priority below the highest class.
+PRIORITY_STEP = 0.25
+MARGIN_LOW, MARGIN_HIGH = 0.2, 1.1
 #: Step of the margin when a request misses; for one in time it is as much smaller as the promise is high.
 MARGIN_STEP = 0.02
-#: A request that was predicted to need less than this of its allowance says nothing about the margin.
+#: A request that was predicted to be delayed by less than this of its allowance says nothing about the margin.
 TELLING = 0.6
 #: Weight of a new admission in the shares of classes.
 SHARE_DECAY = 0.01
@@ -62,7 +62,7 @@ Mode = Literal["refuse", "hold", "open"]
 class _Accepted:
     slo: SloClass
     deadline: float
-    predicted_share: float  #: of what was allowed
+    predicted_share: float  #: delay predicted, of what was allowed
     whole: Mapping[str, float]  #: work that the request was expected to bring
     demand: Mapping[str, float] = field(default_factory=dict)  #: of it, still to be done
     at: str = ""  #: the component where it is
@@ -113,20 +113,19 @@ class Admission:
         ``behind_s``: seconds of work of which this orchestrator does not know otherwise (reported by the replicas, from other doors).
         ``at_risk``: whether a request that waits is expected to miss (only the paper's rule asks).
         """
-        waiting = max(self.delay_s(), behind_s)
-        predicted = waiting + ahead.work_s
-        allowed = (deadline - now) * self._allowed_part(slo)
+        delay = max(self.delay_s(), behind_s)
+        predicted = delay + ahead.work_s
         if self._mode == "open":
             return Admit(predicted)
         if self._mode == "hold":
             return Hold(predicted, 0.05) if at_risk else Admit(predicted)
-        limit = allowed * REOPEN if slo.name in self._shut else allowed
-        if predicted <= limit or (waiting <= 0.0 and ahead.work_s <= deadline - now):
+        allowed = (deadline - now - ahead.work_s) * self._allowed_part(slo)
+        if delay <= (allowed * REOPEN if slo.name in self._shut else allowed):
             self._shut.discard(slo.name)
             return Admit(predicted)
         self._shut.add(slo.name)
         # work drains at one second per second; a request that is too long even for an idle system gains nothing by waiting
-        return Refuse(predicted, max(predicted - allowed * REOPEN, 0.0) if ahead.work_s <= allowed else waiting)
+        return Refuse(predicted, delay - max(allowed, 0.0) * REOPEN)
 
     def accepted(
         self,
@@ -142,8 +141,8 @@ class Admission:
         """The request was let in, and goes to component ``at`` first. ValueError when it is in already."""
         if request_id in self._accepted:
             raise ValueError(f"request {request_id!r} is accepted already")
-        allowed = max((deadline - now) * self._allowed_part(slo), 1e-9)
-        self._accepted[request_id] = _Accepted(slo, deadline, predicted_s / allowed, ahead.demand)
+        allowed = max((deadline - now - ahead.work_s) * self._allowed_part(slo), 1e-9)
+        self._accepted[request_id] = _Accepted(slo, deadline, (predicted_s - ahead.work_s) / allowed, ahead.demand)
         self.proceeded(request_id, ahead.demand, at)
         for name in self._shares:
             self._shares[name] += SHARE_DECAY * ((name == slo.name) - self._shares[name])
@@ -191,7 +190,7 @@ class Admission:
             assert abs(seconds - expected) < 1e-6 * max(1.0, expected), (component, seconds, expected)
 
     def _allowed_part(self, slo: SloClass) -> float:
-        """Of the time to its deadline, what a request may be predicted to need. A class below its share counts as the highest."""
+        """Of the time to spare, by how much a request may be delayed. A class below its share counts as the highest."""
         if self._shares.get(slo.name, 0.0) < slo.share:
             return self.margin
         return self.margin * max(1.0 - PRIORITY_STEP * (self._top - slo.priority), 0.1)

@@ -454,7 +454,8 @@ def simulate(
     offered = ((time, slo, draw(rng)) for time in itertools.islice(arrivals, requests))
     results = Results(slo)
     sim = _Simulation(workload, plan, costs, {slo.name: slo}, setup, results)
-    sim.admission = door or sim.admission
+    if door is not None:
+        sim.admission = door
     sim.run(offered)
     results.margin = sim.admission.margin
     results.calibration = sim.estimates.calibration()

@@ -212,7 +212,7 @@ def overload(args: argparse.Namespace) -> None:
     slo_s = 4 * measured["unloaded"]
     for budget in args.token_budgets:
         planned = ComponentPlan(1, max_sequences=256, token_budget=budget)
-        cost = calibrated(profile, planned, measured["unloaded"], measured["capacity"])
+        cost = calibrated(profile, planned, measured["unloaded"], measured["capacity"] * args.capacity_scale)
         print(
             f"token budget {budget}: overhead per step {cost.overhead_s * 1e3:.2f} ms, {cost.prefill_overhead_s * 1e3:.2f} more to prefill"
         )

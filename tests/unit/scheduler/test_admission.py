@@ -37,7 +37,7 @@ def test_a_request_that_would_miss_is_refused_with_the_time_after_which_it_would
     assert isinstance(decision, Refuse)
     assert decision.predicted_s == 2.5
     # two seconds of work drain by then to what fits, hysteresis included
-    assert decision.retry_after_s == pytest.approx(2.5 - 0.95 * 2.0)
+    assert decision.retry_after_s == pytest.approx(2.0 - 0.95 * 1.5)
 
 
 def test_more_replicas_carry_more() -> None:
