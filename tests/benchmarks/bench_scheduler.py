@@ -271,7 +271,7 @@ def decisions(args: argparse.Namespace) -> None:
     for i in range(20_000):
         now = i * 1e-4
         call = made(f"n{i}", now, rng)
-        began = time.perf_counter()
+        began = time.thread_time()  # not the time that others had the processor
         door.decide(slo, ahead, now, now + 5.0)
         name = router.choose(0.1, now)
         assert name is not None
@@ -282,7 +282,7 @@ def decisions(args: argparse.Namespace) -> None:
         bound.has_room(head, now)
         queue.next_batch(now)
         router.replied(name, call.id, now, backlog_s=rng.random())
-        spent.append(time.perf_counter() - began)
+        spent.append(time.thread_time() - began)
     print("admit + route + push + bound + pop + reply, microseconds:", percentiles(spent))
 
 
