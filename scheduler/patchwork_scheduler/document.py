@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -36,14 +37,14 @@ def read_file(cls: type[T], path: Path, *, remedy: str) -> T:
 def check(value: T, *, what: str, remedy: str) -> T:
     """The same value, checked field by field as if it had been read."""
     try:
-        return TypeAdapter(type(value)).validate_python(value)
+        return _adapter(type(value)).validate_python(value)
     except ValidationError as error:
         raise InvalidInput(_message(error, what, remedy)) from None
 
 
 def write(value: object) -> dict[str, Any]:
     """The JSON document of a dataclass, field by field."""
-    document: dict[str, Any] = TypeAdapter(type(value)).dump_python(value, mode="json")
+    document: dict[str, Any] = _adapter(type(value)).dump_python(value, mode="json")
     return document
 
 
@@ -54,9 +55,15 @@ def write_file(value: object, path: Path) -> None:
     part.replace(path)
 
 
+@functools.cache
+def _adapter(cls: type[T]) -> TypeAdapter[T]:
+    """Kept, because building one takes many times as long as using it."""
+    return TypeAdapter(cls)
+
+
 def _checked(cls: type[T], text: str, what: str, remedy: str) -> T:
     try:
-        return TypeAdapter(cls).validate_json(text)
+        return _adapter(cls).validate_json(text)
     except ValidationError as error:
         raise InvalidInput(_message(error, what, remedy)) from None
 

@@ -10,9 +10,9 @@ from dataclasses import dataclass, replace
 from patchwork_scheduler import document
 from patchwork_scheduler.errors import InvalidInput, NoFeasiblePlan, SloUnreachable
 from patchwork_scheduler.plan_model import GOAL_REMEDY, Fixed, Goal, Marginal, Placement, Plan, PlannedComponent
-from patchwork_scheduler.plan_solve import Demand, Option, Problem, Solution, Until, rate_of, solve
+from patchwork_scheduler.plan_solve import Demand, Option, Problem, Solution, rate_of, solve
 from patchwork_scheduler.profile_model import REMEDY as PROFILE_REMEDY
-from patchwork_scheduler.profile_model import BatchPoint, ComponentProfile, Measured, Profile
+from patchwork_scheduler.profile_model import ComponentProfile, Measured, Profile
 from patchwork_scheduler.resources import REMEDY as RESOURCES_REMEDY
 from patchwork_scheduler.resources import Need, NodeType, Resources
 
@@ -39,14 +39,14 @@ def make_plan(profile: Profile, resources: Resources, goal: Goal | None = None, 
 def _marginals(asked: _Asked, problem: Problem, solution: Solution) -> tuple[Marginal, ...]:
     """By solving again: the duals of an integer program do not say what a whole GPU more would bring."""
     free = replace(problem, rate_per_s=None)
-    best = solution if problem.rate_per_s is None else solve(free, Until.RATE)
+    best = solution if problem.rate_per_s is None else solve(free, only_rate=True)
     now = rate_of(problem, (best or solution).replicas)
     found = []
     for node in problem.nodes:
         for resource in ("cpu", "gpu") if node.gpus else ("cpu",):
             more = replace(asked, resources=asked.resources.with_one_more(node.name, resource))
             larger = replace(more.problem(), rate_per_s=None)
-            better = solve(larger, Until.RATE)
+            better = solve(larger, only_rate=True)
             gain = 0.0 if better is None else max(0.0, rate_of(larger, better.replicas) - now)
             found.append(Marginal(node.name, "gpu" if resource == "gpu" else "cpu", gain if gain > 1e-9 * now else 0.0))
     return tuple(found)
@@ -149,7 +149,7 @@ class _Asked:
     def why_infeasible(self, problem: Problem) -> NoFeasiblePlan:
         """What stands in the way, found by leaving out one wish after the other."""
         if problem.rate_per_s is not None:
-            best = solve(replace(problem, rate_per_s=None), Until.RATE)
+            best = solve(replace(problem, rate_per_s=None), only_rate=True)
             if best is not None:
                 reached = rate_of(problem, best.replicas)
                 limiting = self.plan(problem, best, ()).bottleneck
@@ -237,27 +237,18 @@ def _options(index: int, component: ComponentProfile, fixed: Fixed, at: int, nod
         if measured.hardware not in node.offers or fixed.hardware not in (None, measured.hardware):
             continue
         points = measured.batch_points(component.tokens)
-        for point in _worthwhile([p for p in points if fixed.batch in (None, p.batch)]):
+        # not simply that of the smallest: where batching is free, noise makes some larger batch the faster one
+        first_s = min(p.seconds for p in points)
+        for point in (p for p in points if fixed.batch in (None, p.batch)):
             need = Need(measured.cpus, measured.gpus, point.memory_bytes)
             most = node.fits(need) * node.count
             if fixed.max_replicas is not None:
                 most = min(most, fixed.max_replicas)
             if most:
                 options.append(
-                    Option(
-                        index, at, variant, measured.hardware, point.batch, point.seconds, points[0].seconds, need, most
-                    )
+                    Option(index, at, variant, measured.hardware, point.batch, point.seconds, first_s, need, most)
                 )
     return options
-
-
-def _worthwhile(points: list[BatchPoint]) -> list[BatchPoint]:
-    """Without the points that another beats or equals in throughput, seconds and memory together."""
-    kept: list[BatchPoint] = []
-    for point in sorted(points, key=lambda p: (-p.calls_per_s, p.seconds, p.memory_bytes)):
-        if not any(k.seconds <= point.seconds and k.memory_bytes <= point.memory_bytes for k in kept):
-            kept.append(point)
-    return kept
 
 
 def _chosen(problem: Problem, solution: Solution) -> list[tuple[Option, int]]:

@@ -12,9 +12,10 @@ Each *option* is one component on one node type with one profiled batch point. V
     least <= sum(n) <= most                                       per component
     L >= seconds * z,  sum(serial visits * L) <= SLO              latency budget
 
-Solved in three steps, each keeping what the one before reached: highest theta, then lowest cost, then shortest path. Node limits are
-sums over a type; that the replicas also fit on its nodes one by one is checked afterwards, and a type on which they do not is made
-a little smaller until they do.
+Solved in steps, each keeping what the one before reached: highest theta, then lowest cost, then the smallest batches that these replicas
+can do with. Before, options go that cannot be needed: where neither memory nor the SLO can bind, only the batch of highest throughput
+stays, and hundreds of nodes are decided in well under a second. Node limits are sums over a type; that the replicas also fit on its
+nodes one by one is checked afterwards, and a type on which they do not is made a little smaller until they do.
 """
 
 from __future__ import annotations
@@ -22,7 +23,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from enum import Enum
 
 import numpy as np
 import numpy.typing as npt
@@ -36,8 +36,8 @@ Vector = npt.NDArray[np.float64]
 SCALE = 1000.0  #: theta runs to about this: HiGHS' absolute tolerances (1e-6) are then 1e-9 of it
 KEEP = 1e-7  #: relative slack on what an earlier step reached, so that rounding does not make it infeasible
 SMALL = 256  #: replicas up to which the optimum is proved exactly
-LARGE_GAP = 1e-3  #: above: relative gap at which a step stops; profiles are not that precise
-TIME_LIMIT_S = 60.0  #: per step; the best plan found by then is taken, its bound is reported
+LARGE_GAP = 5e-3  #: above: relative gap at which a step stops; profiles are not that precise
+LARGE_NODES = 500  #: and the branches it looks at; then the best plan so far is taken, and its bound is reported
 PACKING_ROUNDS = 50
 
 
@@ -51,13 +51,18 @@ class Option:
     hardware: str
     batch: int
     seconds: float
-    first_s: float  #: seconds of the smallest batch: a call with nobody before it
+    first_s: float  #: seconds of the fastest batch: a call with nobody before it
     need: Need
     most: int  #: replicas that the node type can hold
 
     @property
     def calls_per_s(self) -> float:
         return self.batch / self.seconds
+
+    @property
+    def choice(self) -> tuple[int, int, int]:
+        """Of the options that agree in this, one is chosen."""
+        return self.component, self.node, self.variant
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,14 +91,6 @@ class Solution:
     bound_per_s: float | None  #: upper bound of theta, before replicas had to fit on nodes one by one
 
 
-class Until(Enum):
-    """How many of the three steps are taken."""
-
-    RATE = 1
-    COST = 2
-    PATH = 3
-
-
 def rate_of(problem: Problem, replicas: Sequence[int]) -> float:
     """Requests per second that these replicas sustain; infinite when no component is visited."""
     capacity = [0.0] * len(problem.demands)
@@ -109,12 +106,109 @@ def rate_of(problem: Problem, replicas: Sequence[int]) -> float:
     )
 
 
-def solve(problem: Problem, until: Until = Until.PATH) -> Solution | None:
-    """The best replicas per option; None when there are none that meet all limits."""
+def solve(problem: Problem, *, only_rate: bool = False) -> Solution | None:
+    """The best replicas per option; None when there are none that meet all limits.
+
+    ``only_rate``: stop at the highest rate, however dear.
+    """
+    needed = _needed(problem)
+    reduced = replace(problem, options=tuple(problem.options[j] for j in needed))
+    solution = _solve_packed(reduced, only_rate)
+    if solution is None:
+        return None
+    replicas = [0] * len(problem.options)
+    for j, count in zip(needed, solution.replicas, strict=True):
+        replicas[j] = count
+    if not only_rate:
+        replicas = _smaller_batches(problem, replicas)
+    return Solution(tuple(replicas), solution.bound_per_s)
+
+
+def _needed(problem: Problem) -> list[int]:
+    """Options that no other of their choice equals or beats in all that can matter."""
+    crowded = {index for index in range(len(problem.nodes)) if _memory_can_bind(problem, index)}
+    hurried = _slo_can_bind(problem)
+    kept: dict[tuple[int, int, int], list[int]] = {}
+    for j in sorted(range(len(problem.options)), key=lambda j: _merit(problem.options[j])):
+        option = problem.options[j]
+        rivals = kept.setdefault(option.choice, [])
+        if not any(
+            (not hurried or problem.options[r].seconds <= option.seconds)
+            and (option.node not in crowded or problem.options[r].need.memory_bytes <= option.need.memory_bytes)
+            and problem.options[r].most >= option.most
+            for r in rivals
+        ):
+            rivals.append(j)
+    return sorted(j for rivals in kept.values() for j in rivals)
+
+
+def _merit(option: Option) -> tuple[float, float, int]:
+    return -option.calls_per_s, option.seconds, option.need.memory_bytes
+
+
+def _memory_can_bind(problem: Problem, index: int) -> bool:
+    """Whether replicas could fill a node's memory before its cores and GPUs."""
+    node = problem.nodes[index]
+    if node.memory_bytes is None:
+        return False
+    # cores and GPUs give out at two nodes' worth of shares together, one of each, at the latest
+    dearest = max((o.need.memory_bytes / _share(node, o.need) for o in problem.options if o.node == index), default=0.0)
+    return 2 * dearest > node.memory_bytes
+
+
+def _share(node: NodeType, need: Need) -> float:
+    return max(need.cpus / node.cpus if need.cpus else 0.0, need.gpus / node.gpus if need.gpus else 0.0)
+
+
+def _slo_can_bind(problem: Problem) -> bool:
+    """Whether the batches of highest throughput, all together, could take longer than the SLO allows."""
+    if problem.path_budget_s is None:
+        return False
+    best: dict[tuple[int, int, int], Option] = {}
+    for option in sorted(problem.options, key=_merit):
+        best.setdefault(option.choice, option)
+    slowest = [
+        max((o.seconds for o in best.values() if o.component == i), default=0.0) for i in range(len(problem.demands))
+    ]
+    return sum(d.serial * s for d, s in zip(problem.demands, slowest, strict=True)) > problem.path_budget_s
+
+
+def _smaller_batches(problem: Problem, replicas: Sequence[int]) -> list[int]:
+    """The same replicas, each component with the shortest batches that still carry its part of the rate."""
+    rate = problem.rate_per_s or rate_of(problem, replicas)
+    result = list(replicas)
+    for index, demand in enumerate(problem.demands):
+        chosen = [j for j, n in enumerate(replicas) if n and problem.options[j].component == index]
+        needed = rate * demand.visits / problem.max_utilisation * (1 - KEEP)
+        for longest in sorted({o.seconds for o in problem.options if o.component == index}):
+            instead = {j: _best_within(problem, j, replicas[j], longest) for j in chosen}
+            capacity = sum(problem.options[i].calls_per_s * replicas[j] for j, i in instead.items() if i is not None)
+            if None not in instead.values() and capacity >= needed:
+                for j in chosen:
+                    result[j] = 0
+                for j, i in instead.items():
+                    result[i if i is not None else j] = replicas[j]
+                break
+    return result
+
+
+def _best_within(problem: Problem, chosen: int, copies: int, longest: float) -> int | None:
+    """Of the batches that could stand in for a chosen one, the one of highest throughput that takes no longer than ``longest``."""
+    mine = problem.options[chosen]
+    fitting = [
+        j
+        for j, o in enumerate(problem.options)
+        if o.choice == mine.choice and o.seconds <= longest and o.most >= copies
+        and o.need.memory_bytes <= mine.need.memory_bytes
+    ]  # fmt: skip
+    return min(fitting, key=lambda j: _merit(problem.options[j]), default=None)
+
+
+def _solve_packed(problem: Problem, only_rate: bool) -> Solution | None:
     limits = [_limits(node) for node in problem.nodes]
     bound: float | None = None
     for _ in range(PACKING_ROUNDS):
-        solution = _Program(problem, limits).solve(until)
+        solution = _Program(problem, limits).solve(only_rate)
         if solution is None:
             return None
         bound = solution.bound_per_s if bound is None else bound
@@ -171,34 +265,25 @@ class _Program:
         if problem.path_budget_s is not None:
             self._row({self._path(i): d.serial for i, d in enumerate(problem.demands)}, high=problem.path_budget_s)
 
-    def solve(self, until: Until) -> Solution | None:
+    def solve(self, only_rate: bool) -> Solution | None:
         problem, theta = self._problem, self._width - 1
         low, high = self._variable_bounds()
-        bound: float | None = None
-        if problem.rate_per_s is None:
-            best = self._milp(self._objective({theta: -1.0}), low, high)
-            if best is None:
+        best: Solution | None = None
+        rate = problem.rate_per_s
+        if rate is None:
+            found = self._milp(self._objective({theta: -1.0}), low, high)
+            if found is None:
                 return None
-            replicas, dual = best
-            bound = max(-dual * self._unit, rate_of(problem, replicas))
+            replicas, dual = found
             rate = rate_of(problem, replicas)
-        else:
-            rate, replicas = problem.rate_per_s, None
+            best = Solution(replicas, max(-dual * self._unit, rate))
+        if only_rate and best is not None:
+            return best
         low[theta] = rate / self._unit * (1 - KEEP)
-        if replicas is not None and until is Until.RATE:
-            return Solution(replicas, bound)
         cheapest = self._milp(self._objective(dict(enumerate(self._prices()))), low, high)
         if cheapest is None:
-            return None if replicas is None else Solution(replicas, bound)
-        replicas = cheapest[0]
-        if until is Until.PATH:
-            cost = float(np.dot(self._prices(), replicas))
-            self._row(dict(enumerate(self._prices())), high=cost * (1 + KEEP) + KEEP)
-            # components that no request passes on its path get the smaller batch too, last
-            path = {self._path(i): d.serial + 1e-3 for i, d in enumerate(problem.demands)}
-            shortest = self._milp(self._objective(path), low, high)
-            replicas = replicas if shortest is None else shortest[0]
-        return Solution(replicas, bound)
+            return best
+        return Solution(cheapest[0], best.bound_per_s if best else None)
 
     def _theta_unit(self) -> float:
         """Requests per second of one unit of the theta column."""
@@ -243,7 +328,7 @@ class _Program:
         choices: dict[tuple[int, int, int], list[int]] = {}
         for j, option in enumerate(self._problem.options):
             self._row({j: 1.0, self._num_options + j: -float(option.most)}, high=0.0)
-            choices.setdefault((option.component, option.node, option.variant), []).append(j)
+            choices.setdefault(option.choice, []).append(j)
         for alternatives in choices.values():
             self._row({self._num_options + j: 1.0 for j in alternatives}, high=1.0)
 
@@ -278,7 +363,8 @@ class _Program:
             integrality=integral,
             bounds=Bounds(low, high),
             constraints=LinearConstraint(matrix, np.array(self._low), np.array(self._high)),
-            options={"mip_rel_gap": 0.0 if self._small else LARGE_GAP, "time_limit": TIME_LIMIT_S},
+            # a limit of time would make the plan depend on how busy the machine is
+            options={"mip_rel_gap": 0.0} if self._small else {"mip_rel_gap": LARGE_GAP, "node_limit": LARGE_NODES},
         )
         if result.x is None:
             return None
