@@ -11,6 +11,7 @@ import heapq
 import itertools
 import math
 import random
+from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -278,6 +279,7 @@ class _Simulation:
         )
         self.flights: dict[str, _Flight] = {}
         self.risks: list[tuple[float, str]] = []  # latest start of waiting calls, where the door may be held
+        self.held: deque[_Request] = deque()
         self.ended: Callable[[float], None] | None = None  # a closed loop sends its next request here
         self._events: list[tuple[float, int, Any, int]] = []
         self._order = itertools.count()
@@ -336,7 +338,9 @@ class _Simulation:
             case Refuse():
                 self.results.refuse(decision.retry_after_s)
             case Hold(_, check_after):
-                self.at(now + check_after, _Retry(request), 0)
+                if not self.held:
+                    self.at(now + check_after, _Retry(), 0)
+                self.held.append(request)
 
     def visit(self, request: _Request, now: float) -> None:
         step = request.path[request.at]
@@ -415,12 +419,14 @@ class _Simulation:
         return bool(risks) and risks[0][0] < now
 
 
-@dataclass(frozen=True, slots=True)
 class _Retry:
-    request: _Request
+    """Those held outside ask again, in the order they came, until one is held again."""
 
     def fire(self, sim: _Simulation, now: float, tag: int) -> None:
-        sim.arrive(self.request, now)
+        held, sim.held = sim.held, deque()
+        while held and not sim.held:
+            sim.arrive(held.popleft(), now)
+        sim.held.extend(held)
 
 
 @dataclass(frozen=True, slots=True)
