@@ -18,7 +18,7 @@ from patchwork_serving.models.registry import Locate
 from patchwork_serving.release import ComponentSpec
 
 _LLAMACPP_ARGS: Mapping[str, type] = {
-    field.name: bool if field.name == "cache_prompt" else int for field in dataclasses.fields(LlamaCppOptions)
+    field.name: bool if isinstance(field.default, bool) else int for field in dataclasses.fields(LlamaCppOptions)
 }
 _ONNX_ARGS: Mapping[str, type] = {"threads": int, "max_length": int, "normalized": bool}
 _RERANKER_ARGS: Mapping[str, type] = {"threads": int, "max_length": int}

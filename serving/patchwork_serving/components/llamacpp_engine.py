@@ -4,14 +4,15 @@ xllamacpp runs llama.cpp's own server on threads of this process. It is spoken t
 Python callbacks, which take a thread per call and the interpreter's lock per token.
 
 One *shard* is one such server. On CPUs several shards of one thread each serve a full load better than one server of many threads: threads
-of one server meet at a barrier after each of some 450 operations a token, and whoever is late delays all (``docs/decisions``). A lone
-request is slower that way, so the number of shards is a setting.
+of one server meet at a barrier after each operation, and whoever is late delays all (``docs/decisions/llm-on-cpu.md``). A lone request
+is slower that way, so the number of shards is a setting.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import logging
 import os
 import secrets
@@ -49,7 +50,7 @@ _RETRIED = (httpx.RemoteProtocolError, httpx.ReadError, httpx.WriteError)
 
 @dataclass(frozen=True, slots=True)
 class LlamaCppOptions:
-    """How llama.cpp runs; the defaults are for a CPU (measured: ``docs/decisions``)."""
+    """How llama.cpp runs; the defaults are for a CPU (measured: ``docs/decisions/llm-on-cpu.md``)."""
 
     slots: int = 16  #: sequences at once, over all shards
     n_ctx: int = 2048  #: tokens of context per sequence
@@ -62,15 +63,14 @@ class LlamaCppOptions:
     )
     cache_ram_mib: int = 512  #: prompts kept beyond the slots; 0 for none
     gpu_layers: int = 0
+    #: Off: at temperature 0 its answers change with the company that a sequence has, with the threads and with what was cached; without it
+    #: they hardly do, for a tenth of the speed.
+    flash_attention: bool = False
 
     def resolved(self, cores: int) -> LlamaCppOptions:
         """With numbers in place of None, for a machine of so many cores."""
         shards = self.shards or max(1, min(cores, 4, self.slots))
-        return LlamaCppOptions(
-            slots=self.slots, n_ctx=self.n_ctx, shards=shards, threads=self.threads or max(1, cores // shards),
-            n_batch=self.n_batch, n_ubatch=self.n_ubatch, cache_prompt=self.cache_prompt, cache_ram_mib=self.cache_ram_mib,
-            gpu_layers=self.gpu_layers,
-        )  # fmt: skip
+        return dataclasses.replace(self, shards=shards, threads=self.threads or max(1, cores // shards))
 
 
 @dataclass(slots=True)
@@ -239,6 +239,10 @@ class LlamaCppEngine:
         params.cpuparams.n_threads = params.cpuparams_batch.n_threads = options.threads
         params.cache_prompt = options.cache_prompt
         params.cache_ram_mib = options.cache_ram_mib // (options.shards or 1)
+        kinds = xllamacpp.llama_flash_attn_type
+        params.flash_attn_type = (
+            kinds.LLAMA_FLASH_ATTN_TYPE_ENABLED if options.flash_attention else kinds.LLAMA_FLASH_ATTN_TYPE_DISABLED
+        )
         params.n_gpu_layers = options.gpu_layers
         params.fit_params = False
         params.api_keys = [key]
