@@ -180,7 +180,7 @@ def _made_per_call(path: str, function: FunctionType) -> Iterator[Opaque]:
     for name in global_names(function.__code__):
         cls = function.__globals__.get(name)
         spec = spec_for(cls) if isinstance(cls, type) else None
-        if spec is not None and not is_user_module(cls.__module__):
+        if spec is not None:
             where = (
                 "requests for hosted models go to components" if spec.speaks_openai else "it runs in the orchestrator"
             )

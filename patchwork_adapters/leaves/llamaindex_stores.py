@@ -88,7 +88,9 @@ def _equalities(store: Any, filters: Any) -> dict[str, Any] | None:
 def _result(hits: list[Any]) -> Any:
     from llama_index.core.vector_stores.types import VectorStoreQueryResult
 
-    return VectorStoreQueryResult(similarities=[hit["score"] for hit in hits], ids=[hit["id"] for hit in hits])
+    # the type that the original computes: it shows where somebody prints the scores
+    similarities: list[Any] = [np.float64(hit["score"]) for hit in hits]
+    return VectorStoreQueryResult(similarities=similarities, ids=[hit["id"] for hit in hits])
 
 
 def _add(leaf: Bound, nodes: Sequence[Any], **kwargs: Any) -> list[str]:
