@@ -163,6 +163,11 @@ def _overrides(cls: type, spec: LeafSpec, assignment: Assignment) -> Mapping[str
     return own_methods(cls, spec.cut(cls), spec.returns_stream)
 
 
+def methods_of(leaf: Leaf, assignment: Assignment) -> tuple[str, ...]:
+    """Names of the methods that a swap of the leaf replaces."""
+    return tuple(_overrides(type(leaf.obj), leaf.spec, assignment))
+
+
 def _generate(cls: type, slot: Slot, spec: LeafSpec, overrides: Mapping[str, Override]) -> type:
     holder: dict[str, type] = {}
 
