@@ -131,6 +131,7 @@ def disconnect() -> None:
     ray = sys.modules.get("ray")
     if ray is not None and ray.is_initialized():
         ray.shutdown()
+        keep_signal_handlers()  # it gives SIGTERM back to the system
 
 
 def remote_runtime_env(module_dir: str | None, extra: dict[str, Any]) -> dict[str, Any]:

@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import IO
 
 import psycopg
 import pytest
@@ -256,25 +257,25 @@ class TestInterrupted:
         assert home.run("down").returncode == 0
         assert settled(home) == []
 
-    def test_served_updated_killed_and_cleaned(self, home: Home, file: Path) -> None:
+    def test_what_a_killed_command_served_goes_on_and_can_be_updated_and_stopped(self, home: Home, file: Path) -> None:
         running = home.begin("deploy", str(file), "--port", "0")
         wait_for(running, "is ready at")
+        interrupt(running, [signal.SIGKILL])
         before = app(home)
-        assert (before["state"], before["orphaned"]) == ("ready", False)
+        assert (before["state"], before["orphaned"]) == ("ready", True)
 
+        refused(home.run("deploy", str(file), "--port", "1"), 1, "already listen", "--port")
+        refused(home.run("down", "nobody"), 2, "my_chain")
         file.write_text(CHAIN.replace("upper", "lower"), encoding="utf-8")
         updated = home.run("deploy", str(file), "--detach", "--json")
         assert json.loads(updated.stdout.splitlines()[-1])["url"] == before["url"]
         assert home.run("invoke", "my_chain", "Hello").stdout.strip() == "hello"
+        assert (app(home)["state"], app(home)["orphaned"]) == ("ready", False)
 
-        refused(home.run("deploy", str(file), "--port", "1"), 1, "already listen", "--port")
-        refused(home.run("down", "nobody"), 2, "my_chain")
-        assert app(home)["state"] == "ready"
-
-        home.run("deploy", str(file), "--detach")  # a detached update has no command to miss
-        interrupt(running, [signal.SIGKILL])
-        assert not app(home)["orphaned"]
-        assert home.run("down").returncode == 0
+        again = home.begin("deploy", str(file))
+        wait_for(again, "is ready at")
+        interrupt(again, [signal.SIGTERM])
+        assert again.returncode == 0
         assert settled(home) == []
 
 
@@ -290,9 +291,14 @@ def wait_for(running: subprocess.Popen[str], text: str) -> None:
     for line in running.stdout:
         said.append(line)
         if text in line:
-            threading.Thread(target=running.stdout.read, daemon=True).start()
+            threading.Thread(target=drain, args=(running.stdout,), daemon=True).start()
             return
     raise AssertionError("".join(said))
+
+
+def drain(stream: IO[str]) -> None:
+    with stream:
+        stream.read()
 
 
 def interrupt(running: subprocess.Popen[str], signals: list[signal.Signals]) -> None:
