@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -55,10 +54,13 @@ def write_file(value: object, path: Path) -> None:
     part.replace(path)
 
 
-@functools.cache
+_ADAPTERS: dict[type, TypeAdapter[Any]] = {}  #: kept, because building one takes many times as long as using it
+
+
 def _adapter(cls: type[T]) -> TypeAdapter[T]:
-    """Kept, because building one takes many times as long as using it."""
-    return TypeAdapter(cls)
+    if cls not in _ADAPTERS:
+        _ADAPTERS[cls] = TypeAdapter(cls)
+    return _ADAPTERS[cls]
 
 
 def _checked(cls: type[T], text: str, what: str, remedy: str) -> T:
