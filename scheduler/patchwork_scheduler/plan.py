@@ -1,6 +1,6 @@
 """Planning: from profile, resources and goal to replicas, batches and placement. Pure; errors say what stands in the way.
 
-Read ``plan_solve`` for the integer program; here a profile becomes its options, and its solution a :class:`Plan`.
+Read ``plan_program`` for the integer program; here a profile becomes its options, and its solution a :class:`Plan`.
 """
 
 from __future__ import annotations
@@ -10,7 +10,8 @@ from dataclasses import dataclass, replace
 from patchwork_scheduler import document
 from patchwork_scheduler.errors import InvalidInput, NoFeasiblePlan, SloUnreachable
 from patchwork_scheduler.plan_model import GOAL_REMEDY, Fixed, Goal, Marginal, Placement, Plan, PlannedComponent
-from patchwork_scheduler.plan_solve import Demand, Option, Problem, Solution, rate_of, solve
+from patchwork_scheduler.plan_problem import Demand, Option, Problem, Solution, rate_of
+from patchwork_scheduler.plan_solve import solve
 from patchwork_scheduler.profile_model import REMEDY as PROFILE_REMEDY
 from patchwork_scheduler.profile_model import ComponentProfile, Measured, Profile
 from patchwork_scheduler.resources import REMEDY as RESOURCES_REMEDY
@@ -199,7 +200,7 @@ class _Asked:
             chain=self.profile.chain,
             rate_per_s=rate,
             bottleneck=max(components, key=lambda c: c.utilisation).id,
-            cost=sum(_price(problem, o) * n for o, n in chosen),
+            cost=sum(problem.price(o) * n for o, n in chosen),
             path_s=self.elsewhere_s + sum(c.path_s for c in components),
             full_batch_path_s=self.elsewhere_s + sum(full),
             components=components,
@@ -253,11 +254,6 @@ def _options(index: int, component: ComponentProfile, fixed: Fixed, at: int, nod
 
 def _chosen(problem: Problem, solution: Solution) -> list[tuple[Option, int]]:
     return [(o, n) for o, n in zip(problem.options, solution.replicas, strict=True) if n]
-
-
-def _price(problem: Problem, option: Option) -> float:
-    node = problem.nodes[option.node]
-    return option.need.cpus * node.cpu_price + option.need.gpus * node.gpu_price
 
 
 def _check_fixed(component: ComponentProfile, fixed: Fixed) -> None:

@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from patchwork_scheduler import plan_solve
 from patchwork_scheduler.errors import NoFeasiblePlan
 from patchwork_scheduler.plan import make_plan
 from patchwork_scheduler.plan_model import Goal, Plan
@@ -207,3 +208,24 @@ def check(plan: Plan, resources: Resources) -> None:
     assert plan.component(plan.bottleneck).utilisation == max(c.utilisation for c in plan.components)
     assert plan.slo_s is None or plan.path_s <= plan.full_batch_path_s <= plan.slo_s * (1 + RATE_TOLERANCE)
     assert Plan.from_json(plan.to_json()) == plan
+
+
+def test_a_latency_budget_shared_out_beforehand_costs_little_against_the_whole_program(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    measured = tuple(
+        Measured(h, tuple(Point(b, (0.05 + 0.01 * b) / speed) for b in (1, 4, 16, 64)), cpus=1.0, gpus=gpus)
+        for h, speed, gpus in (("cpu", 0.2, 0.0), ("l4", 1.0, 1.0), ("h200", 4.0, 1.0))
+    )
+    profile = Profile("chain.py", tuple(ComponentProfile(f"c{i}", v, measured) for i, v in enumerate((0.3, 1.0, 3.0))))
+    small = NodeType("small", 16.0, 4, count=40, hardware=("cpu", "l4"))
+    large = NodeType("large", 64.0, 8, count=20, hardware=("cpu", "h200"))
+    resources = Resources((small, large))
+    goals = [Goal(slo_s=2.0), Goal(slo_s=1.0)]
+    quick = [make_plan(profile, resources, goal, marginals=False) for goal in goals]
+    monkeypatch.setattr(plan_solve, "share_out", lambda problem: None)
+    whole = [make_plan(profile, resources, goal, marginals=False) for goal in goals]
+    for plan, best in zip(quick, whole, strict=True):
+        check(plan, resources)
+        assert best.bound_per_s is not None
+        assert 0.95 * best.rate_per_s <= plan.rate_per_s <= best.bound_per_s * (1 + RATE_TOLERANCE)
