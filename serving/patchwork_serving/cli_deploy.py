@@ -23,6 +23,8 @@ from patchwork_serving.state import OwnProcess, StateStore
 
 #: how often the foreground looks whether what it serves is still there
 WATCH_EVERY_S = 1.0
+#: until killed processes are gone
+KILLED_S = 2.0
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
@@ -139,12 +141,13 @@ class StopSignals:
 
     def __init__(self) -> None:
         self.cleaning = False
+        self.came = False  #: a signal did, so this process is ending
         self.mine: frozenset[str] = frozenset()  #: applications that end with this command
 
     def __call__(self, signum: int, frame: FrameType | None) -> None:
         if self.cleaning:
             force(self.mine)
-        self.cleaning = True
+        self.cleaning = self.came = True
         raise Interrupted(signal.Signals(signum).name)
 
 
@@ -157,7 +160,8 @@ def stop_signals() -> Iterator[StopSignals]:
         yield stopping
     finally:
         for signum, handler in before.items():
-            signal.signal(signum, handler)
+            # cleaned up and about to exit with its code: one more Ctrl-C must not end it with another
+            signal.signal(signum, signal.SIG_IGN if stopping.came else handler)
 
 
 def force(mine: frozenset[str]) -> None:
@@ -171,9 +175,10 @@ def force(mine: frozenset[str]) -> None:
         for process in doomed:
             with suppress(psutil.Error):
                 process.kill()
-        os.write(
-            2, b"error: stopped at once, without waiting\n"
-        )  # the streams of Python may be in use where the signal came
+        psutil.wait_procs(doomed, timeout=KILLED_S)
+        servers.forget_dead(Paths.from_env())
+        # not through Python's streams, which may be in use where the signal came
+        os.write(2, b"error: stopped at once, without waiting\n")
         os._exit(1)
 
 

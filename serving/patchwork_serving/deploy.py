@@ -136,6 +136,8 @@ def down(name: str | None, progress: ProgressSink, paths: Paths | None = None) -
         elif not left and servers.running(paths):
             with step(progress, "servers", "stopping Ray and Postgres"):
                 servers.stop(paths)
+        elif not left:
+            servers.stop(paths)  # the files of servers that were killed
     return [app.name for app in apps]
 
 

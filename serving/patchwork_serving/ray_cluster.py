@@ -90,12 +90,12 @@ def start(
     Setting ``given_up`` from another thread ends it, and DeployError is raised.
     """
     port = free_port()
-    temp_dir = _temp_dir(paths)
+    folder = temp_dir(paths)
     paths.logs.mkdir(parents=True, exist_ok=True)
     log = paths.logs / "ray.log"
     command = [
         sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", f"--port={port}", "--node-ip-address=127.0.0.1",
-        "--include-dashboard=false", "--disable-usage-stats", f"--temp-dir={temp_dir}", f"--object-store-memory={OBJECT_STORE_BYTES}",
+        "--include-dashboard=false", "--disable-usage-stats", f"--temp-dir={folder}", f"--object-store-memory={OBJECT_STORE_BYTES}",
         f"--ray-client-server-port={free_port()}", "--include-log-monitor=false", *([f"--num-cpus={num_cpus}"] if num_cpus else []),
     ]  # fmt: skip
     env = {**os.environ, **auth_env(paths), "RAY_SERVE_LOG_TO_STDERR": "0", "PYTHONUNBUFFERED": "1"}
@@ -103,7 +103,7 @@ def start(
         child = subprocess.Popen(  # its own session: the terminal's Ctrl-C reaches us only, and we stop it in order
             command, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, start_new_session=True, env=env
         )
-    found = LocalRay(f"127.0.0.1:{port}", temp_dir, http_host, http_port, OwnProcess.of(child.pid, "ray"))
+    found = LocalRay(f"127.0.0.1:{port}", folder, http_host, http_port, OwnProcess.of(child.pid, "ray"))
     # before it is up: whoever kills this process must find in the record what it leaves
     _record(paths).write_text(json.dumps(asdict(found)), encoding="utf-8")
     try:
@@ -111,7 +111,7 @@ def start(
     except BaseException:
         _end(found.process)
         _record(paths).unlink(missing_ok=True)
-        shutil.rmtree(temp_dir, ignore_errors=True)
+        shutil.rmtree(folder, ignore_errors=True)
         raise
     return found
 
@@ -182,7 +182,7 @@ def _record(paths: Paths) -> Path:
     return paths.home / "ray.json"
 
 
-def _temp_dir(paths: Paths) -> str:
+def temp_dir(paths: Paths) -> str:
     """A short path, because Ray makes Unix sockets below it (107 bytes at most), different for each home and user."""
     digest = hashlib.sha256(f"{os.getuid()}:{paths.home}".encode()).hexdigest()[:8]
     return str(Path(tempfile.gettempdir()) / f"patchwork-ray-{digest}")

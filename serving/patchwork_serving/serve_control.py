@@ -71,6 +71,7 @@ def connect(cluster: Cluster, given_up: threading.Event | None = None) -> None:
     logging.getLogger("ray.serve").setLevel(logging.ERROR)
     if ray.is_initialized():
         return
+    _reread_authentication()
     outcome: Future[None] = Future()
     # in a thread that may be left behind: towards a port where something else than Ray listens, Ray retries without end
     threading.Thread(target=_init, args=(cluster, outcome), name="patchwork-ray-init", daemon=True).start()
@@ -90,6 +91,15 @@ def connect(cluster: Cluster, given_up: threading.Event | None = None) -> None:
         ) from None
     logging.getLogger("ray").setLevel(logging.ERROR)
     keep_signal_handlers()
+
+
+def _reread_authentication() -> None:
+    """Ray's core reads mode and token once, when it is loaded: a program that has talked to another Ray before would show that one's token."""
+    from ray._private.authentication.authentication_token_setup import Config
+    from ray._raylet import AuthenticationTokenLoader
+
+    Config.initialize("")
+    AuthenticationTokenLoader.instance().reset_cache()
 
 
 def keep_signal_handlers() -> None:

@@ -28,15 +28,20 @@ def stop(paths: Paths, keep: frozenset[str] = frozenset()) -> None:
     """Stop Ray and Postgres, but for the roles in ``keep``. Idempotent."""
     try:
         if "ray" not in keep:
-            ray = ray_cluster.running(paths)
             ray_cluster.stop(paths)
-            if ray is not None:
-                shutil.rmtree(ray.temp_dir, ignore_errors=True)
+            shutil.rmtree(ray_cluster.temp_dir(paths), ignore_errors=True)
     finally:
         if "postgres" not in keep:
             from patchwork_serving.store.embedded import EmbeddedPostgres
 
             EmbeddedPostgres(paths.postgres).stop()
+
+
+def forget_dead(paths: Paths) -> None:
+    """Remove what a Ray that no longer runs has left in files; Postgres looks after its own."""
+    if ray_cluster.running(paths) is None:
+        ray_cluster.stop(paths)
+        shutil.rmtree(ray_cluster.temp_dir(paths), ignore_errors=True)
 
 
 @contextmanager
