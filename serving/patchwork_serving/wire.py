@@ -20,6 +20,13 @@ class CallFrame:
     stream: bool = False
     remaining_s: float | None = None  #: seconds left when the frame was sent; None: no deadline
     traceparent: str | None = None
+    due_s: float | None = (
+        None  #: seconds left, when sent, to the promised end (SLO), never after ``remaining_s``; orders calls
+    )
+    ahead_s: float = 0.0  #: predicted seconds from the start of this call to the end of its request
+    after_s: float = 0.0  #: the part of ``ahead_s`` that comes after this call
+    prompt_tokens: int = 0  #: predicted; 0 where the engine is no LLM
+    output_tokens: int = 0  #: predicted
 
     def to_bytes(self) -> bytes:
         return _pack([getattr(self, name) for name in self.__slots__])
@@ -41,6 +48,9 @@ class Report:
     queued: int = 0  #: calls waiting in the replica after this one
     running: int = 0
     queued_s: float = 0.0  #: predicted seconds of work waiting in the replica
+    running_s: float = 0.0  #: predicted seconds until the work that runs in it is done
+    prompt_tokens: int = 0  #: what the call really had, where the engine is an LLM
+    output_tokens: int = 0
 
     def to_list(self) -> list[Any]:
         return [getattr(self, name) for name in self.__slots__]
