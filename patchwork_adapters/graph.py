@@ -33,11 +33,22 @@ class Component:
 
 @dataclass(frozen=True, slots=True)
 class CallSite:
+    """A place in the chain from which a leaf is called: ``leaf``, or ``leaf@where`` (docs/decisions/call-sites.md).
+
+    Numbers are None until sampled. A *visit* is one call, or several at once; means are over all sampled requests unless said otherwise.
+    """
+
     id: str
     component: str
-    visits: float | None = None  #: mean calls per request, None until sampled
-    seconds: float | None = None  #: mean seconds per call, None until sampled
-    tokens: float | None = None
+    visits: float | None = None  #: mean calls per request
+    seconds: float | None = None  #: mean seconds per call
+    tokens: float | None = None  #: mean of prompt and output tokens together per call, where the leaf tells
+    prompt_tokens: float | None = None  #: mean per call
+    output_tokens: float | None = None  #: mean per call
+    serial: float | None = None  #: mean visits one after another per request: calls at once count once
+    loops: int | None = None  #: most visits one after another that one request made
+    reached: float | None = None  #: share of requests that came here at all
+    size: float | None = None  #: mean work items (texts of a batch embedding) per call
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +75,10 @@ class ComponentGraph:
     edges: tuple[Edge, ...] = ()
     opaque: tuple[Opaque, ...] = ()
     notes: tuple[str, ...] = field(default=())  #: facts a person should know, e.g. state kept in the orchestrator
+    requests: int = 0  #: sample requests behind the numbers; 0: static
+    glue_s: float | None = None  #: mean seconds per request in which no leaf worked
+    #: name in the request by which its state is found again (``session_id``, ``thread_id``): send equal values to one orchestrator
+    affinity: str | None = None
 
     def component(self, component_id: str) -> Component:
         """The component with this id; KeyError names those that exist."""
@@ -82,6 +97,9 @@ class ComponentGraph:
             "edges": [asdict(e) for e in self.edges],
             "opaque": [asdict(o) for o in self.opaque],
             "notes": list(self.notes),
+            "requests": self.requests,
+            "glue_s": self.glue_s,
+            "affinity": self.affinity,
         }
 
     @classmethod
@@ -101,4 +119,5 @@ class ComponentGraph:
             edges=tuple(Edge(**e) for e in document["edges"]),
             opaque=tuple(Opaque(**o) for o in document["opaque"]),
             notes=tuple(document.get("notes", ())),
+            requests=document.get("requests", 0), glue_s=document.get("glue_s"), affinity=document.get("affinity"),
         )  # fmt: skip

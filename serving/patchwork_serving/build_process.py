@@ -17,6 +17,7 @@ from typing import Any
 
 from patchwork_adapters import errors as adapter_errors
 from patchwork_adapters.graph import ComponentGraph
+from patchwork_adapters.sampling import Sampled
 from patchwork_serving import errors as serving_errors
 from patchwork_serving.config import Paths
 from patchwork_serving.errors import DeployError
@@ -57,6 +58,15 @@ def inspect(request: BuildRequest, progress: ProgressSink, paths: Paths) -> Comp
     """The component graph of a target, from a process that ends afterwards."""
     with tempfile.TemporaryDirectory(prefix="patchwork-inspect-") as folder:
         return ComponentGraph.from_json(_run(request, progress, paths, Path(folder))["graph"])
+
+
+def sample(request: BuildRequest, progress: ProgressSink, paths: Paths) -> Sampled:
+    """The graph of a target with what its sample ``inputs`` did, run on engines that start on demand in a process that ends afterwards.
+
+    Raises what :func:`inspect` raises.
+    """
+    with tempfile.TemporaryDirectory(prefix="patchwork-sample-") as folder:
+        return Sampled.from_json(_run(request, progress, paths, Path(folder))["sampled"])
 
 
 def cancel_running() -> None:
