@@ -106,9 +106,8 @@ class Ingress:
     async def _publish(self) -> None:
         while True:
             try:
-                await asyncio.to_thread(
-                    board.publish, self._bundle.release.name, self._replica, {"component": "ingress"}
-                )
+                facts = {"component": "ingress", **self._metrics.traffic.report()}
+                await asyncio.to_thread(board.publish, self._bundle.release.name, self._replica, facts)
             except Exception as error:  # noqa: BLE001  telemetry must not end a replica
                 log.warning("could not publish the state of %s: %s", self._replica, type(error).__name__)
             await asyncio.sleep(board.PUBLISH_EVERY_S)

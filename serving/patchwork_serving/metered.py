@@ -29,6 +29,7 @@ class MeteredCalls:
     @contextmanager
     def observe(self, call: LeafCall) -> Iterator[Observation]:
         began = time.monotonic()
+        self._metrics.traffic.called(call.component)
         outcome: CallOutcome = "ok"
         with self._telemetry.observe(call) as span:
             seen = _Both(span)

@@ -93,6 +93,7 @@ class ComponentReplica:
                 "queued": load.queued,
                 "running": load.running,
                 "queued_s": load.queued_s,
+                **self._host.counts.report(),
             }
             try:
                 await asyncio.to_thread(board.publish, self._app, self._name, facts)

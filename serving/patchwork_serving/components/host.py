@@ -14,6 +14,7 @@ from patchwork_adapters.errors import DeadlinePassed
 from patchwork_scheduler.model import Call
 from patchwork_scheduler.queue import CallQueue
 from patchwork_serving.components.coalesce import coalesce
+from patchwork_serving.components.counts import Counts
 from patchwork_serving.components.engine import BatchEngine, ContinuousEngine, EngineCall
 from patchwork_serving.deadlines import until_deadline
 from patchwork_serving.errors import EngineDied, ServingError
@@ -87,6 +88,7 @@ class ComponentHost:
         self._loop_task: asyncio.Task[None] | None = None
         self._batches: set[asyncio.Task[None]] = set()
         self._service = _ServiceTime()
+        self.counts = Counts()
         self._closed = False
 
     async def start(self) -> None:
@@ -170,6 +172,7 @@ class ComponentHost:
             raise DeadlinePassed(f"no time was left when the call reached {self.replica}")
         waiting = _Waiting(frame, call, asyncio.get_running_loop().create_future())
         self._queue.push(call)
+        self.counts.arrived()
         self._waiting[call.id] = waiting
         self._wake.set()
         return waiting
@@ -204,6 +207,8 @@ class ComponentHost:
             raise
         try:
             yield waiting
+            # one that failed or was cancelled says nothing of how long calls take
+            self.counts.served(waiting.batch, self._clock() - waiting.started, calls=1)
         finally:
             self._service.observe(self._clock() - waiting.started, frame.size)
             self._release()
@@ -281,7 +286,10 @@ class ComponentHost:
         finally:
             self._running -= 1
             self._wake.set()
-        self._service.observe(self._clock() - batch[0].started, sum(w.call.size for w in batch))
+        seconds = self._clock() - batch[0].started
+        self._service.observe(seconds, sum(w.call.size for w in batch))
+        if not all(isinstance(reply, Exception) for reply in replies):
+            self.counts.served(len(batch), seconds)
         for waiting, reply in zip(batch, replies, strict=True):
             if waiting.done.done():
                 continue

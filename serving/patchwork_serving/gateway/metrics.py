@@ -12,6 +12,7 @@ from typing import Literal
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Histogram, Metric, generate_latest
 
 from patchwork_serving.gateway.port import Outcome
+from patchwork_serving.gateway.traffic import Traffic
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
 
@@ -50,6 +51,7 @@ class GatewayMetrics:
         self.registry = CollectorRegistry()
         self._calls: dict[str, list[ObservedCall]] = {}
         self._lock = threading.Lock()
+        self.traffic = Traffic()  #: what the autoscaler reads
         self._requests = self._counter("requests", "Requests by outcome.", "slo", "outcome")
         self._responses = self._counter("http_responses", "HTTP responses.", "route", "status")
         self._seconds = self._histogram("request_duration_seconds", "From the door to the whole answer.", "route")
@@ -88,6 +90,7 @@ class GatewayMetrics:
         """Keep the calls of this run until :meth:`close_run`."""
         with self._lock:
             self._calls[run_id] = []
+        self.traffic.began()
         self._in_flight.labels(self._app).inc()
 
     def calls_of(self, run_id: str) -> list[ObservedCall]:
@@ -98,9 +101,11 @@ class GatewayMetrics:
         with self._lock:
             known = self._calls.pop(run_id, None) is not None
         if known:
+            self.traffic.left()
             self._in_flight.labels(self._app).dec()
 
     def observe_request(self, route: str, slo: str, outcome: Outcome, seconds: float) -> None:
+        self.traffic.ended(outcome)
         self._requests.labels(self._app, slo, outcome).inc()
         if outcome in ("attained", "missed"):
             self._seconds.labels(self._app, route).observe(seconds)

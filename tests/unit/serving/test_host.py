@@ -244,3 +244,22 @@ def test_frames_survive_the_wire() -> None:
     assert CallFrame.from_bytes(call.to_bytes()) == call
     reply = ReplyFrame((b"a", b"b"), Report("x", 0.1, 0.2, None, 4), None, True)
     assert ReplyFrame.from_bytes(reply.to_bytes()) == reply
+
+
+async def test_a_replica_counts_calls_and_the_seconds_of_each_batch_size_but_not_those_that_failed() -> None:
+    engine, now = Gate(), [10.0]
+    counting = ComponentHost(
+        engine, CallQueue(policy_by_name("fifo"), max_batch=4), replica="x#1", clock=lambda: now[0]
+    )
+    await counting.start()
+    first = asyncio.create_task(counting.call(frame("a")))
+    while not engine.batches:
+        await asyncio.sleep(0)
+    others = [asyncio.create_task(counting.call(frame(name))) for name in ("b", "c")]
+    await asyncio.sleep(0)
+    now[0] = 10.5
+    engine.open.set()
+    await asyncio.gather(first, *others)
+    await counting.call(frame("d", b"bad"))
+    await counting.close()
+    assert counting.counts.report() == {"arrived": 4, "served": 3, "served_by_batch": {"1": [1, 0.5], "2": [1, 0.0]}}
