@@ -80,8 +80,8 @@ def assign(leaves: Sequence[Leaf], config: Config, find_model: ModelFinder) -> A
     placed = place(leaves, _Overridden(resolver, config.components, ids))
     by_path = {leaf.path: leaf for leaf in leaves}
     overrides = _overrides_by_component(placed, config.components, ids)
-    specs = tuple(_spec(component, by_path, overrides.get(component.id), find_model) for component in placed.components)
-    return Assigned(placed, specs)
+    specs = [_spec(component, by_path, overrides.get(component.id), find_model) for component in placed.components]
+    return Assigned(placed, tuple(dataclasses.replace(spec, policy=config.scheduler.policy) for spec in specs))
 
 
 @dataclass(frozen=True, slots=True)

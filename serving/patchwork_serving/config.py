@@ -11,8 +11,9 @@ from typing import Annotated, Any, Literal
 
 import platformdirs
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
+from patchwork_scheduler.policies import DEFAULT_POLICY, policy_names
 from patchwork_serving.errors import ConfigError
 
 CONFIG_NAME = "patchwork.yaml"
@@ -31,6 +32,15 @@ def parse_seconds(value: object) -> object:
 
 
 Seconds = Annotated[float, BeforeValidator(parse_seconds), Field(gt=0)]
+
+
+def _known_policy(name: str) -> str:
+    if name not in policy_names():
+        raise ValueError(f"no policy is called {name!r}; there are {', '.join(policy_names())}")
+    return name
+
+
+PolicyName = Annotated[str, AfterValidator(_known_policy), Field(json_schema_extra={"enum": list(policy_names())})]
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +116,10 @@ class StoreConfig(_Strict):
     pool_size: int = Field(4, ge=1, le=64, description="connections per retriever replica")
 
 
+class SchedulerConfig(_Strict):
+    policy: PolicyName = Field(DEFAULT_POLICY, description="the order in which waiting calls are served")
+
+
 class GatewayConfig(_Strict):
     max_body_bytes: int = Field(4 * 1024 * 1024, gt=0)
     request_timeout_s: Seconds = 120.0
@@ -123,6 +137,7 @@ class Config(_Strict):
     ingress_replicas: int = Field(1, ge=1)
     models: dict[str, ModelConfig] = Field(default_factory=dict)
     components: dict[str, ComponentConfig] = Field(default_factory=dict)
+    scheduler: SchedulerConfig = SchedulerConfig()
     store: StoreConfig = StoreConfig()
     gateway: GatewayConfig = GatewayConfig()
     runtime_env: dict[str, Any] = Field(default_factory=dict, description="merged into Ray's runtime environment")

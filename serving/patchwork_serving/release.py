@@ -8,6 +8,7 @@ from typing import Any
 
 from patchwork_adapters.graph import ComponentGraph
 from patchwork_adapters.transport import Kind, Way
+from patchwork_scheduler.policies import DEFAULT_POLICY
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,9 +27,12 @@ class ComponentSpec:
     num_cpus: float = 0.1  #: Ray bookkeeping, not a limit
     num_gpus: float = 0.0
     max_batch: int = 32
-    max_wait_s: float = 0.0  #: how long the host may hold a call to let a batch form
+    max_wait_s: float = 0.0  #: how long the host may hold a call to let a batch form while other batches run
     slots: int | None = None  #: calls inside a continuous engine at once; None: the engine's own number
     concurrency: int | None = None  #: calls in flight to an external API, per ingress replica
+    policy: str = DEFAULT_POLICY  #: the order of the calls that wait in a replica
+    #: Fields of a ``BatchCost`` or ``TokenCost``, from a profile of this engine on this hardware; None: the replica learns it.
+    cost: Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,8 +1,11 @@
 """The port between a component's host (queue, batches, deadlines) and what does the work.
 
 There are two shapes. A :class:`BatchEngine` runs several calls at once and ends them together: embedders, rerankers, vector searches. A
-:class:`ContinuousEngine` batches inside (vLLM, llama.cpp): calls enter and leave at any time, and the host only bounds how many are in.
+:class:`ContinuousEngine` batches inside (vLLM, llama.cpp): calls enter and leave at any time, and the host bounds what is in.
 Payloads and replies are those of ``patchwork_adapters.transport``.
+
+What an engine has besides is told by what it offers: one that works token by token (:class:`TokenEngine`) has its work bounded by the
+deadlines of those inside, one with a queue of its own (:class:`PriorityEngine`) is given the host's order.
 """
 
 from __future__ import annotations
@@ -12,6 +15,27 @@ from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
 
+class Progress(Protocol):
+    """What a token engine tells its host about a call inside it. Neither method waits or raises."""
+
+    def generated(self, tokens: int = 1) -> None:
+        """So many more tokens came out; the first ones also say that the prompt is done."""
+        ...
+
+    def used(self, prompt_tokens: int, output_tokens: int) -> None:
+        """The engine's own count of the whole call, once it knows it."""
+        ...
+
+
+class _Silent:
+    def generated(self, tokens: int = 1) -> None: ...
+
+    def used(self, prompt_tokens: int, output_tokens: int) -> None: ...
+
+
+SILENT: Progress = _Silent()
+
+
 @dataclass(frozen=True, slots=True)
 class EngineCall:
     id: str
@@ -19,8 +43,14 @@ class EngineCall:
     method: str
     payload: bytes
     size: int = 1  #: work items inside
-    deadline: float | None = None  #: absolute, seconds of ``time.monotonic()`` in the replica
+    deadline: float | None = (
+        None  #: when the work is to be stopped; absolute, seconds of ``time.monotonic()`` in the replica
+    )
     stream: bool = False
+    priority: int = 0  #: lower is earlier, comparable within one replica (vLLM's ``priority``)
+    prompt_tokens: int = 0  #: predicted; 0 where the engine is no LLM
+    output_tokens: int = 0  #: predicted
+    progress: Progress = SILENT
 
 
 class Engine(Protocol):
@@ -51,3 +81,17 @@ class ContinuousEngine(Engine, Protocol):
     def generate(self, call: EngineCall) -> AsyncIterator[bytes]:
         """Frames of one reply; exactly one when ``call.stream`` is false. Closing the iterator aborts the work in the engine."""
         ...
+
+
+@runtime_checkable
+class TokenEngine(ContinuousEngine, Protocol):
+    """Works in steps that prefill prompts and decode a token of each sequence; tells ``call.progress`` how far each call is."""
+
+    step_tokens: int  #: most tokens of one step (``n_batch``, ``max_num_batched_tokens``)
+
+
+@runtime_checkable
+class PriorityEngine(ContinuousEngine, Protocol):
+    """Has a queue of its own, which must go by ``EngineCall.priority``: the host checks it at start."""
+
+    scheduling_policy: str  #: as the started engine has it; anything but ``priority`` is refused

@@ -74,6 +74,12 @@ def test_patchwork_yaml_overrides_numbers_and_ways() -> None:
     assert "patchwork.yaml" in kept.placed.opaque[0].why
 
 
+def test_the_policy_of_patchwork_yaml_reaches_every_component() -> None:
+    chain = llm() | RunnableLambda(lambda x: x)
+    assert [spec.policy for spec in assigned(chain).specs] == ["least_slack"]
+    assert [spec.policy for spec in assigned(chain, '{"scheduler": {"policy": "fifo"}}').specs] == ["fifo"]
+
+
 def test_a_component_that_does_not_exist_is_refused_with_those_that_do() -> None:
     with pytest.raises(ConfigError, match=f"no such component; there are llm-{CHAT}"):
         assigned(llm() | RunnableLambda(lambda x: x), '{"components": {"llm-other": {}}}')
