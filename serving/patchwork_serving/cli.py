@@ -145,6 +145,61 @@ def invoke(
 
 
 @app.command()
+def bench(
+    name: Annotated[
+        str, typer.Argument(metavar="NAME", help="An application of this machine, or a URL.", show_default=False)
+    ],
+    inputs: Annotated[
+        Path, typer.Option("--inputs", help="Inputs to send: one JSON value a line.", show_default=False)
+    ],
+    output: Annotated[Path, typer.Option("-o", "--output", help="Folder for the report.", show_default=False)],
+    arrivals: Annotated[str, typer.Option("--arrivals", help="poisson, gamma:CV, or a trace's file.")] = "poisson",
+    rate: Annotated[
+        str | None, typer.Option("--rate", help="Requests per second; several with commas between are tried in turn.")
+    ] = None,
+    slo: Annotated[
+        str | None,
+        typer.Option("--slo", help="In time is within this, for example 2s; default: twice the unloaded mean."),
+    ] = None,
+    duration: Annotated[str, typer.Option("--duration", help="Of the steady state.")] = "30s",
+    requests: Annotated[
+        int | None, typer.Option("--requests", min=1, help="How many to count, instead of a duration.")
+    ] = None,
+    warmup: Annotated[float, typer.Option("--warmup", min=0, help="Seconds of load that are not counted.")] = 5.0,
+    api: Annotated[
+        str, typer.Option("--api", help="langserve, openai, or json: the input is posted as it is.")
+    ] = "langserve",
+    stream: Annotated[bool, typer.Option("--stream", help="Ask for streams, and time their first chunks.")] = False,
+    model: Annotated[str | None, typer.Option("--model", help="With --api openai; default: the first listed.")] = None,
+    input_key: Annotated[str | None, typer.Option("--input-key", help="Send only this field of each input.")] = None,
+    header: Annotated[list[str] | None, typer.Option("--header", help="NAME: VALUE, sent with each request.")] = None,
+    tell_deadline: Annotated[
+        bool, typer.Option("--tell-deadline", help="Send the SLO as x-request-timeout-seconds.")
+    ] = False,
+    timeout: Annotated[
+        str | None, typer.Option("--timeout", help="How long to wait for an answer; default: 10 x SLO.")
+    ] = None,
+    connections: Annotated[int, typer.Option("--connections", min=1, max=20_000, help="At most at once.")] = 1024,
+    seed: Annotated[int, typer.Option("--seed", help="Of the arrivals.")] = 1,
+    max_requests: Annotated[int, typer.Option("--max-requests", min=1, help="Refuse to send more.")] = 100_000,
+    as_json: AsJson = False,
+    verbose: Verbose = False,
+) -> int:
+    """Load an application, ours or not, and report what came back in time.
+
+    Requests leave when the arrivals say so, whether or not earlier ones were answered. Ctrl-C writes what there is.
+    """
+    from patchwork_serving import cli_bench
+
+    chosen = cli_bench.load_options(
+        api=api, slo=slo, duration=duration, timeout=timeout, requests=requests, warmup_s=warmup, stream=stream, model=model,
+        tell_deadline=tell_deadline, connections=connections, seed=seed, max_requests=max_requests,
+    )  # fmt: skip
+    wish = cli_bench.Wish(name, arrivals, inputs, input_key, rate, output, header or (), chosen)
+    return cli_bench.bench(wish, as_json=as_json)
+
+
+@app.command()
 def down(name: OptionalName = None, as_json: AsJson = False, verbose: Verbose = False) -> None:
     """Stop an application, or all of them.
 
