@@ -150,6 +150,14 @@ class TokenCost:
         return cls(base_s, prefill_s, sequence_s, context_s, max(0.0, floor_s - base_s))
 
 
+def fit_cost(rows: Iterable[Mapping[str, Any]]) -> TokenCost | BatchCost:
+    """The cost of an engine from its profile rows: those with tokens out are of an engine with continuous batching."""
+    rows = list(rows)
+    if any("n_out" in row for row in rows):
+        return TokenCost.fit(rows)
+    return BatchCost.fit(rows)
+
+
 def _fit_prefill(rows: Sequence[Mapping[str, Any]]) -> tuple[float, float]:
     """Seconds per token in the saturated part, and the shortest prefill seen (a call's hand-over included)."""
     tokens = np.array([row["n_in"] * row["batch"] for row in rows], float)

@@ -64,6 +64,20 @@ class SimulatedContinuous:
         heapq.heappush(self._waiting, (key, next(self._order), sequence))
         return self.interrupt(now)
 
+    def remove(self, call_id: str) -> None:
+        """The caller left: from the next step on nothing of the call is computed. Unknown ids are no error."""
+        sequence = self._inside.pop(call_id, None)
+        if sequence is None:
+            return
+        if sequence.began >= 0:
+            self._context -= sequence.prompt + self._steps - sequence.began + 1
+        self._prefilling = [one for one in self._prefilling if one is not sequence]
+        self._chunks = [(one, chunk) for one, chunk in self._chunks if one is not sequence]
+        self._waiting = [entry for entry in self._waiting if entry[2] is not sequence]
+        self._decoding = [entry for entry in self._decoding if entry[2] is not sequence]
+        heapq.heapify(self._waiting)
+        heapq.heapify(self._decoding)
+
     def interrupt(self, now: float) -> float | None:
         """End a stretch of decoding steps with the step under way at ``now``; None when nothing changes."""
         if self._stepping is None:

@@ -10,6 +10,8 @@ from patchwork_adapters.graph import Component
 from patchwork_adapters.placement import Placed, Placement, Resolver, Stay, is_local_url, place
 from patchwork_adapters.transport import Kind
 from patchwork_adapters.walk import Leaf
+from patchwork_scheduler.cost import fit_cost
+from patchwork_scheduler.errors import IncompleteProfile
 from patchwork_serving.config import ComponentConfig, Config
 from patchwork_serving.errors import ConfigError
 from patchwork_serving.models.registry import ResolvedModel
@@ -146,10 +148,20 @@ def _spec(
         max_batch=_MAX_BATCH[component.kind],
         concurrency=_EXTERNAL_CONCURRENCY if component.external else None,
     )
-    if override is None:
-        return spec
-    given = {name: value for name, value in override.model_dump(exclude={"way"}).items() if value is not None}
-    return dataclasses.replace(spec, **given)
+    if override is not None:
+        given = {name: value for name, value in override.model_dump(exclude={"way"}).items() if value is not None}
+        spec = dataclasses.replace(spec, **given)
+    return dataclasses.replace(spec, cost=_emulated_cost(spec)) if spec.is_emulated else spec
+
+
+def _emulated_cost(spec: ComponentSpec) -> Mapping[str, object] | None:
+    """What an emulated component costs is known before anything ran; None where the engine will refuse the rows."""
+    wish = spec.emulate if spec.emulate is not None else spec.engine_args
+    try:
+        rows = [{**row, "seconds": row["seconds"] * wish.get("slower", 1.0)} for row in wish["rows"]]
+        return dataclasses.asdict(fit_cost(rows))
+    except (IncompleteProfile, KeyError, TypeError):
+        return None
 
 
 def _engine_args(component: Component, leaves: Mapping[str, Leaf], model: ResolvedModel | None) -> dict[str, object]:

@@ -21,7 +21,7 @@ from typing import Any
 from patchwork_adapters.bridge import Bridge
 from patchwork_adapters.connection import deployed_here
 from patchwork_adapters.errors import AdapterError
-from patchwork_adapters.graph import ComponentGraph
+from patchwork_adapters.graph import Component, ComponentGraph
 from patchwork_adapters.openai_cut import OpenAICut
 from patchwork_adapters.record import ImportRecord, RecordingTransport
 from patchwork_adapters.recorder import static_graph
@@ -87,9 +87,7 @@ def _take_apart(request: BuildRequest, config: Config, paths: Paths, target: Tar
     _check_models(config, paths)  # while importing, a model that is not found would be taken for a hosted one
     router = ImportRouter(config, paths)
     engines = LocalEngines(config, paths, progress)
-    record_file = (
-        paths.records / f"{hashlib.sha256(str(target.path or target.module).encode()).hexdigest()[:16]}.record"
-    )
+    record_file = paths.records / f"{_record_name(target, config)}.record"
     record = ImportRecord.load(record_file)
     bridge = Bridge(RecordingTransport(engines, record))
     cut = OpenAICut(bridge, router)
@@ -109,8 +107,22 @@ def _take_apart(request: BuildRequest, config: Config, paths: Paths, target: Tar
         cut.undo()
         bridge.close()
         asyncio.run(engines.close())
-    graph = static_graph(request.target, loaded, walk, assigned.placed.components, assigned.placed.opaque)
+    components = tuple(_shown(component, assigned) for component in assigned.placed.components)
+    graph = static_graph(request.target, loaded, walk, components, assigned.placed.opaque)
     return _Taken(loaded, walk, assigned, graph, record)
+
+
+def _shown(component: Component, assigned: Assigned) -> Component:
+    """A component whose times are a profile's is shown as that, whatever gives its replies."""
+    emulated = any(spec.id == component.id and spec.is_emulated for spec in assigned.specs)
+    return dataclasses.replace(component, engine="emulated") if emulated else component
+
+
+def _record_name(target: Target, config: Config) -> str:
+    """Answers of emulated models are kept apart: their vectors must not be taken for those of the real model of the same name."""
+    emulated = {n: dict(m.engine_args) for n, m in config.models.items() if m.engine == "emulated"}
+    told = str(target.path or target.module) + (json.dumps(emulated, sort_keys=True) if emulated else "")
+    return hashlib.sha256(told.encode()).hexdigest()[:16]
 
 
 def _check_models(config: Config, paths: Paths) -> None:

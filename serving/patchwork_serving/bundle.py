@@ -66,7 +66,7 @@ def version_of(spec: ComponentSpec, bundle: Bundle, *parts: object) -> str:
     """A digest that changes exactly when replicas of the component must be replaced: its count is not part of it."""
     code = bundle.release.settings.get("code", "")
     facts: dict[str, Any] = {
-        "spec": [spec.id, spec.kind, spec.way, spec.engine, spec.model, dict(spec.engine_args)],
+        "spec": [spec.id, spec.kind, spec.way, spec.engine, spec.model, dict(spec.engine_args), spec.emulate],
         "queue": [spec.max_batch, spec.max_wait_s, spec.slots, spec.policy, spec.cost],
         "collections": [c.name for c in bundle.release.collections] if spec.engine == "pgvector" else [],
         "dsn": hashlib.sha256((bundle.dsn or "").encode()).hexdigest() if spec.engine in ("pgvector", "own") else "",

@@ -61,6 +61,7 @@ def app_status(app: AppState) -> dict[str, Any]:
         "url": app.url,
         "state": state,
         "slo": app.slo_s,
+        "emulated": _mapping(told.get("release")).get("emulated") or [],
         "replicas": told.get("replicas") or [],
         "window": told.get("window") or {},
         "decisions": told.get("decisions") or [],

@@ -68,7 +68,9 @@ def _serve(wish: Wish, slo_s: float | None, stopping: StopSignals, *, as_json: b
         with progress_display(as_json=as_json) as progress:
             deployment = deployments.start(options, progress)
             stopping.mine = frozenset([deployment.name])
-        _tell_ready(deployment.name, deployment.url, time.monotonic() - began, detached=wish.detach, as_json=as_json)
+        took_s = time.monotonic() - began
+        emulated = deployment.release.emulated
+        _tell_ready(deployment.name, deployment.url, took_s, emulated, detached=wish.detach, as_json=as_json)
         if wish.detach:
             return
         _wait_until_gone(deployment.name)
@@ -93,11 +95,14 @@ def _wait_until_gone(name: str) -> None:
         time.sleep(WATCH_EVERY_S)
 
 
-def _tell_ready(name: str, url: str, took_s: float, *, detached: bool, as_json: bool) -> None:
+def _tell_ready(name: str, url: str, took_s: float, emulated: Sequence[str], *, detached: bool, as_json: bool) -> None:
     if as_json:
-        fact_json({"event": "ready", "name": name, "url": url, "seconds": round(took_s, 3)}, indent=None)
+        ready = {"event": "ready", "name": name, "url": url, "seconds": round(took_s, 3), "emulated": list(emulated)}
+        fact_json(ready, indent=None)
         return
     fact(f"{name} is ready at {url}")
+    if emulated:
+        note(f"warning:  emulated, no real work in the time of a profile: {', '.join(emulated)}")
     note(f'ask it:   patchwork invoke {name} "..." --trace')
     note(f"stop it:  {f'patchwork down {name}' if detached else 'Ctrl-C'}")
 

@@ -72,6 +72,8 @@ def _app(app: dict[str, Any]) -> Iterator[RenderableType]:
     if app["slo"] is not None:
         head.append(f"  slo {app['slo']:g} s")
     yield head
+    if app["emulated"]:
+        yield Text(f"  emulated, in the time of a profile: {', '.join(app['emulated'])}", style="yellow")
     if app["state"] == "lost":
         yield Text(f"  its processes are gone; `patchwork down {app['name']}` clears it away", style="dim")
     elif app["orphaned"]:

@@ -89,8 +89,18 @@ class ModelConfig(_Strict):
         None,
         description="packaged:NAME, a local file or folder, hf:ORG/NAME on a hub, or the base URL of an OpenAI-compatible server",
     )
-    engine: Literal["llamacpp", "onnx", "vllm", "reranker", "transformers", "external"] | None = None
+    engine: Literal["llamacpp", "onnx", "vllm", "reranker", "transformers", "external", "emulated"] | None = None
     engine_args: dict[str, Any] = Field(default_factory=dict)
+
+
+class EmulateConfig(_Strict):
+    """A component's own replies, in the time that a profile says."""
+
+    profile: str | None = Field(None, description="name of a bundled profile, or a JSON file with kind and rows")
+    rows: list[dict[str, float]] | None = Field(
+        None, description="instead of a profile: {batch, seconds} of whole batches"
+    )
+    slower: float = Field(1.0, gt=0, description="multiplies the seconds")
 
 
 class ComponentConfig(_Strict):
@@ -105,6 +115,10 @@ class ComponentConfig(_Strict):
     max_batch: int | None = Field(None, ge=1)
     max_wait_s: Seconds | None = None
     slots: int | None = Field(None, ge=1)
+    emulate: EmulateConfig | None = Field(
+        None,
+        description="answer as it does, in the time that a profile says; for experiments, and everything it touches says so",
+    )
     concurrency: int | None = Field(None, ge=1, description="calls in flight to an external API, per ingress replica")
 
 
@@ -175,8 +189,34 @@ def load_config(path: Path | None, beside: Path | None = None) -> Config:
         config = Config.model_validate(document or {})
     except ValidationError as error:
         raise ConfigError(f"{path}: {_first_fault(error)}") from error
-    models = {name: _beside(model, path.absolute().parent) for name, model in config.models.items()}
-    return config.model_copy(update={"models": models})
+    folder = path.absolute().parent
+    models = {name: _emulating(name, _beside(model, folder), folder) for name, model in config.models.items()}
+    components = {name: _timed(name, component, folder) for name, component in config.components.items()}
+    return config.model_copy(update={"models": models, "components": components})
+
+
+def _emulating(name: str, model: ModelConfig, folder: Path) -> ModelConfig:
+    """With the rows of its profile, so that no other machine needs the file."""
+    if model.engine != "emulated":
+        return model
+    from patchwork_serving.components.emulated_profiles import emulation
+
+    args = emulation(model.engine_args, folder, f"patchwork.yaml: models.{name}.engine_args")
+    return model.model_copy(update={"engine_args": args})
+
+
+def _timed(name: str, component: ComponentConfig, folder: Path) -> ComponentConfig:
+    if component.emulate is None:
+        return component
+    from patchwork_serving.components.emulated_profiles import emulation
+
+    wish = component.emulate.model_dump(exclude_none=True)
+    known = {
+        key: value
+        for key, value in emulation(wish, folder, f"patchwork.yaml: components.{name}.emulate").items()
+        if key in EmulateConfig.model_fields
+    }
+    return component.model_copy(update={"emulate": EmulateConfig(**known)})
 
 
 def _beside(model: ModelConfig, folder: Path) -> ModelConfig:

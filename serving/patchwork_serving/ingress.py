@@ -52,6 +52,7 @@ class Ingress:
             request_timeout_s=config.gateway.request_timeout_s,
             max_batch_inputs=config.gateway.max_batch_inputs,
             default_slo_s=self._bundle.release.slo_s,
+            emulated=self._bundle.release.emulated,
             capture_content=config.gateway.capture_content,
             server_echoes_request_id=True,
         )

@@ -66,9 +66,17 @@ class Orchestrator:
             "slo_s": release.slo_s,
             "graph": release.graph.to_json(),
             "components": [
-                {"id": c.id, "kind": c.kind, "way": c.way, "engine": c.engine, "model": c.model, "replicas": c.replicas}
+                {
+                    "id": c.id,
+                    "kind": c.kind,
+                    "way": c.way,
+                    "engine": "emulated" if c.is_emulated else c.engine,
+                    "model": c.model,
+                    "replicas": c.replicas,
+                }
                 for c in release.components
             ],
+            "emulated": list(release.emulated),
             "collections": [
                 {
                     "name": c.name,

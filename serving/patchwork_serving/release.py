@@ -18,7 +18,7 @@ class ComponentSpec:
     id: str
     kind: Kind
     way: Way
-    engine: str  #: ``llamacpp`` ``onnx`` ``pgvector`` ``own`` ``vllm`` ``reranker`` ``external``
+    engine: str  #: ``llamacpp`` ``onnx`` ``pgvector`` ``own`` ``vllm`` ``reranker`` ``external`` ``emulated``
     model: str | None = None
     engine_args: Mapping[str, Any] = field(default_factory=dict)
     leaves: tuple[str, ...] = ()
@@ -33,6 +33,12 @@ class ComponentSpec:
     policy: str = DEFAULT_POLICY  #: the order of the calls that wait in a replica
     #: Fields of a ``BatchCost`` or ``TokenCost``, from a profile of this engine on this hardware; None: the replica learns it.
     cost: Mapping[str, Any] | None = None
+    emulate: Mapping[str, Any] | None = None  #: the engine's real replies, in the time of these ``rows``
+
+    @property
+    def is_emulated(self) -> bool:
+        """Whether its times are a profile's, not an engine's."""
+        return self.engine == "emulated" or self.emulate is not None
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +68,11 @@ class Release:
     ingress_replicas: int = 1
     created_at: str = ""  #: ISO 8601, UTC
     settings: Mapping[str, Any] = field(default_factory=dict)  #: resolved, without secrets
+
+    @property
+    def emulated(self) -> tuple[str, ...]:
+        """Components whose times are a profile's."""
+        return tuple(c.id for c in self.components if c.is_emulated)
 
     def to_json(self) -> dict[str, Any]:
         document = {name: getattr(self, name) for name in self.__slots__}

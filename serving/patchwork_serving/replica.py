@@ -43,7 +43,7 @@ class ComponentReplica:
             max_wait_s=0.0 if continuous else spec.max_wait_s,
         )
         # a batch of searches keeps one connection busy
-        batches = bundle.config.store.pool_size if spec.engine == "pgvector" else 1
+        batches = bundle.config.store.pool_size if spec.engine == "pgvector" and spec.emulate is None else 1
         self._host = ComponentHost(engine, queue, replica=self._name, slots=spec.slots, parallel_batches=batches)
         await self._host.start()
         self._publisher = asyncio.create_task(self._publish())
@@ -104,6 +104,15 @@ class ComponentReplica:
 
 def build(spec: ComponentSpec, bundle: Bundle) -> BatchEngine | ContinuousEngine:
     """The engine of a component; imports only what that engine needs."""
+    engine = _built(spec, bundle)
+    if spec.emulate is None:
+        return engine
+    from patchwork_serving.components.emulated_factory import in_its_time
+
+    return in_its_time(engine, spec)
+
+
+def _built(spec: ComponentSpec, bundle: Bundle) -> BatchEngine | ContinuousEngine:
     match spec.engine:
         case "pgvector":
             from patchwork_serving.components.retriever import RetrieverEngine

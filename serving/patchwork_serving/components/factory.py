@@ -45,11 +45,15 @@ def _build(spec: ComponentSpec, name: str, locate: Locate) -> BatchEngine | Cont
             return LlamaCppEngine(locate, name=name, options=LlamaCppOptions(**arguments))
         case "onnx":
             return OnnxEmbedder(locate, name=name, **_checked(spec, _ONNX_ARGS))
+        case "emulated":
+            from patchwork_serving.components.emulated_factory import build_emulated
+
+            return build_emulated(spec, name)
         case "reranker":
             return RerankerEngine(locate, name=name, **_checked(spec, _RERANKER_ARGS))
         case _:
             raise SetupError(
-                f"component {spec.id}: this version has no {spec.engine!r} engine; choose llamacpp, onnx or reranker "
+                f"component {spec.id}: this version has no {spec.engine!r} engine; choose llamacpp, onnx, reranker or emulated "
                 f"for {name} in patchwork.yaml (models), or a source of another kind"
             )
 

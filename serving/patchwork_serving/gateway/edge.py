@@ -23,6 +23,7 @@ logger = logging.getLogger(__name__)
 #: keys of the ASGI scope that hold when the request arrived (``time.monotonic``) and its id
 ARRIVED, REQUEST_ID = "patchwork.arrived", "patchwork.request_id"
 REQUEST_ID_HEADER = "x-request-id"
+EMULATED_HEADER = "x-patchwork-emulated"  #: components that only took the time that a profile says
 
 _OPEN = frozenset({"/livez", "/readyz"})  #: probes carry no key
 _REQUEST_ID = re.compile(r"[\w.:/+=@-]{1,128}", re.ASCII)
@@ -37,6 +38,7 @@ class Edge:
         self._api_key = settings.api_key
         self._adds_request_id = not settings.server_echoes_request_id
         self._metrics = metrics
+        self._emulated = ",".join(settings.emulated)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -53,6 +55,8 @@ class Edge:
                 status = message["status"]
                 if self._adds_request_id:
                     MutableHeaders(scope=message)[REQUEST_ID_HEADER] = request_id
+                if self._emulated:
+                    MutableHeaders(scope=message)[EMULATED_HEADER] = self._emulated
             await send(message)
 
         try:

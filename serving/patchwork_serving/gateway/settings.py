@@ -56,6 +56,7 @@ class GatewaySettings:
     server_echoes_request_id: bool = (
         False  #: Ray Serve's proxy adds ``x-request-id`` to each answer; a second one would join it
     )
+    emulated: tuple[str, ...] = ()  #: components whose times are a profile's; every answer names them
     heartbeat_s: float = (
         15.0  #: silence after which a stream sends a comment: proxies close idle connections after 30-60 s
     )

@@ -44,7 +44,7 @@ def list_(config: ConfigFile = None, as_json: AsJson = False, verbose: Verbose =
     for column in ("name", "kind", "engine", "size", "license", "here", "source"):
         table.add_column(column)
     for model in models:
-        ready = "yes" if model.path is not None or model.engine == "external" else "no"
+        ready = "yes" if model.path is not None or model.engine in ("external", "emulated") else "no"
         table.add_row(
             model.name, model.kind, model.engine, _size(model.size), model.license or "", ready, model.source
         )  # fmt: skip
@@ -129,7 +129,7 @@ def _document(model: ResolvedModel) -> dict[str, Any]:
         "source": model.source,
         "license": model.license,
         "size_bytes": model.size,
-        "ready": model.path is not None or model.engine == "external",
+        "ready": model.path is not None or model.engine in ("external", "emulated"),
         "path": None if model.path is None else str(model.path),
     }
 

@@ -65,7 +65,7 @@ class ModelHosts:
         with step(self._progress, f"start-{model.name}", f"starting {model.name}"):
             spec = ComponentSpec(
                 id=component_id(model.kind, model.name), kind=model.kind, way="engine", engine=model.engine, model=model.name,
-                engine_args={**self._engine_args.get(model.kind, {}), **model.engine_args},
+                engine_args={**({} if model.engine == "emulated" else self._engine_args.get(model.kind, {})), **model.engine_args},
             )  # fmt: skip
             engine = build_engine(spec, self._config, self._paths)
             one_by_one = isinstance(engine, ContinuousEngine)

@@ -67,6 +67,8 @@ def resolve(name: str, models: Mapping[str, ModelConfig], paths: Paths, gpu: boo
     how to add the model.
     """
     entry = models.get(name)
+    if entry is not None and entry.engine == "emulated":
+        return _emulated(name, entry)
     if entry is None:
         found = _by_source(name, name, paths, gpu, None)
         if found is None:
@@ -102,6 +104,17 @@ def known_models(models: Mapping[str, ModelConfig], paths: Paths) -> list[Resolv
 def cache_folder(paths: Paths, source: str) -> Path:
     """The folder of a fetched model; ``source`` is a packaged name or ``hf:ORG/NAME``."""
     return paths.models / source.removeprefix("packaged:").replace(":", "--").replace("/", "--")
+
+
+def _emulated(name: str, entry: ModelConfig) -> ResolvedModel:
+    args = entry.engine_args
+    kind = args.get("kind")
+    if kind not in ("llm", "embedder", "reranker"):
+        raise ModelUnknown(
+            f"patchwork.yaml: models.{name}.engine_args.kind: {kind!r} is no kind of model; give llm, embedder or reranker with rows, "
+            "or a profile of such a kind (a retriever or function is emulated under components)"
+        )
+    return ResolvedModel(name, kind, "emulated", f"emulated:{args.get('profile', 'rows')}", engine_args=dict(args))
 
 
 def _by_source(name: str, source: str, paths: Paths, gpu: bool, engine: EngineName | None) -> ResolvedModel | None:

@@ -57,6 +57,7 @@ def call_identity(facts: CallFacts) -> Pairs:
     yield names.COMPONENT, facts.spec.id
     yield names.CALL_SITE, facts.call.site or None
     yield names.ENGINE, facts.spec.engine
+    yield names.EMULATED, facts.spec.is_emulated or None
     yield names.WAY, facts.spec.way
     yield names.METHOD, facts.call.method
     yield names.WORK_ITEMS, facts.call.size if facts.call.size != 1 else None

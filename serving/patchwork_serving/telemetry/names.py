@@ -56,6 +56,7 @@ WANTED: Final = "patchwork.trace_requested"
 CALL_SITE: Final = "patchwork.call_site"
 COMPONENT: Final = "patchwork.component"
 ENGINE: Final = "patchwork.engine"
+EMULATED: Final = "patchwork.emulated"  # the time is a profile's, not an engine's
 WAY: Final = "patchwork.way"
 METHOD: Final = "patchwork.method"
 WORK_ITEMS: Final = "patchwork.work_items"

@@ -29,6 +29,7 @@ class DeployOptions:
 
 class Deployment:
     name, url = "demo", "http://127.0.0.1:1"
+    release = types.SimpleNamespace(emulated=())
     def stop(self, progress=None):
         if mode == "stuck":
             print("stuck", flush=True)

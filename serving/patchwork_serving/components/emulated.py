@@ -1,0 +1,416 @@
+"""Engines that take as long as a measured profile says, on a machine without the GPU: to load everything around them for real.
+
+Gateway, orchestrator, Ray Serve, queues and routing run as they always do; only the work inside the engine is waited for instead of done.
+An emulated LLM steps as a real one with continuous batching does, all its sequences on one clock, so that more of them slow each other.
+What used one of these engines says so (``docs/decisions/emulated-engines.md``).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import orjson
+
+from patchwork_adapters import codec
+from patchwork_adapters.errors import CodecError
+from patchwork_adapters.protocol import HttpResponse, decode_request, encode_response
+from patchwork_scheduler.cost import BatchCost, TokenCost
+from patchwork_scheduler.simulated_engines import SimulatedContinuous
+from patchwork_serving.components.embedder import OnnxEmbedder, Vectors
+from patchwork_serving.components.emulated_replies import (
+    Answer,
+    Wish,
+    answer_of,
+    chunks,
+    scores_of,
+    tokens_of,
+    vectors_of,
+    whole,
+)
+from patchwork_serving.components.engine import BatchEngine, ContinuousEngine, EngineCall
+from patchwork_serving.components.reranker import RerankerEngine
+from patchwork_serving.errors import EngineDied, EngineRefused, ServingError
+from patchwork_serving.models.registry import ModelFiles
+
+EMULATED = "emulated"
+DEFAULT_SLOTS = 256  #: vLLM's own number of sequences
+#: A stream is told of its tokens this often at least: an engine's steps are shorter, and the host coalesces anyway (design D9).
+STREAM_EVERY_S = 0.02
+#: A batch that begins this soon after the last one takes over what the timer overslept; after a pause nothing is owed.
+BUSY_GAP_S = 0.02
+
+_ROUTES = {"POST /v1/chat/completions": True, "POST /v1/completions": False, "chat": True, "complete": False}
+_JSON = {"content-type": "application/json"}
+_EVENTS = {"content-type": "text/event-stream; charset=utf-8"}
+
+Clock = Callable[[], float]
+
+
+@dataclass(slots=True, eq=False)
+class _Inside:
+    """A call inside the engine, and how many of its tokens there are."""
+
+    given: int = 0
+    done: bool = False
+    news: asyncio.Event = field(default_factory=asyncio.Event)
+
+
+class StepClock:
+    """The steps of one engine on the event loop's timers. A step ends when it should, not when the timer wakes: lateness does not add up."""
+
+    def __init__(self, cost: TokenCost, max_sequences: int, clock: Clock) -> None:
+        self.late_s = 0.0  #: the most that a step was told late: how far the emulation could be trusted
+        self._engine = SimulatedContinuous(cost, max_sequences=max_sequences)
+        self._most_steps = max(1, int(STREAM_EVERY_S / cost.shortest_step_s))
+        self._clock = clock
+        self._inside: dict[str, _Inside] = {}
+        self._streams: set[str] = set()
+        self._timer: asyncio.TimerHandle | None = None
+        self._end = 0.0
+
+    def __len__(self) -> int:
+        return len(self._inside)
+
+    async def tokens(self, call_id: str, prompt: int, output: int, *, stream: bool) -> AsyncIterator[int]:
+        """How many tokens the call has, again and again until it has all; without ``stream`` once, at the end. Closing it aborts the call."""
+        inside = self._inside[call_id] = _Inside()
+        if stream:
+            self._streams.add(call_id)
+        self._enter(call_id, prompt, output)
+        try:
+            told = 0
+            while not inside.done:
+                await inside.news.wait()
+                inside.news.clear()
+                if inside.given > told and not inside.done:
+                    yield (told := inside.given)
+            yield output
+        finally:
+            self._streams.discard(call_id)
+            if self._inside.pop(call_id, None) is not None:
+                self._engine.remove(call_id)
+
+    def close(self) -> None:
+        """Stop stepping; idempotent. Whoever still waits is cancelled by the host."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _enter(self, call_id: str, prompt: int, output: int) -> None:
+        now = self._clock()
+        shortened = self._engine.add(call_id, prompt, output, 0.0, now)
+        if self._timer is None:
+            self._begin(now)
+        elif shortened is not None:
+            self._timer.cancel()
+            self._sleep_until(shortened)
+
+    def _begin(self, now: float) -> None:
+        end = self._engine.start(now, most_steps=self._most_steps if self._streams else 1_000_000)
+        if end is None:
+            self._timer = None
+        else:
+            self._sleep_until(end)
+
+    def _sleep_until(self, end: float) -> None:
+        self._end = end
+        self._timer = asyncio.get_running_loop().call_later(max(0.0, end - self._clock()), self._step)
+
+    def _step(self) -> None:
+        self.late_s = max(self.late_s, self._clock() - self._end)
+        _, done = self._engine.finish()
+        for call_id in done:
+            inside = self._inside.pop(call_id)
+            inside.done = True
+            inside.news.set()
+        for call_id in self._streams & self._inside.keys():
+            inside = self._inside[call_id]
+            if (given := self._engine.generated(call_id)) > inside.given:
+                inside.given = given
+                inside.news.set()
+        self._begin(self._end)
+
+
+class EmulatedLlm:
+    """A ContinuousEngine. Methods ``POST /v1/chat/completions``, ``POST /v1/completions``, ``chat`` and ``complete``."""
+
+    def __init__(
+        self,
+        cost: TokenCost,
+        wish: Wish,
+        *,
+        name: str,
+        profile: str,
+        slots: int | None = None,
+        clock: Clock = time.monotonic,
+    ) -> None:
+        self.slots = slots or DEFAULT_SLOTS
+        self._cost = cost
+        self._wish = wish
+        self._name = name
+        self._profile = profile
+        self._clock = clock
+        self._steps: StepClock | None = None
+
+    async def start(self) -> None:
+        self._steps = StepClock(self._cost, self.slots, self._clock)
+
+    async def close(self) -> None:
+        steps, self._steps = self._steps, None
+        if steps is not None:
+            steps.close()
+
+    def describe(self) -> Mapping[str, Any]:
+        late_s = self._steps.late_s if self._steps else 0.0
+        return {
+            "engine": EMULATED,
+            "model": self._name,
+            "profile": self._profile,
+            "slots": self.slots,
+            "late_s": round(late_s, 4),
+        }
+
+    async def generate(self, call: EngineCall) -> AsyncIterator[bytes]:
+        if call.method not in _ROUTES:
+            raise EngineRefused(f"{self._name} is emulated and answers {', '.join(_ROUTES)}, not {call.method!r}")
+        frames = self._protocol(call) if call.method.startswith("POST ") else self._operation(call)
+        async with contextlib.aclosing(frames):  # type: ignore[type-var]
+            async for frame in frames:
+                yield frame
+
+    async def _protocol(self, call: EngineCall) -> AsyncIterator[bytes]:
+        body = decode_request(call.payload).json()
+        if (fault := _fault(body, chat=_ROUTES[call.method])) is not None:
+            yield encode_response(HttpResponse(400, _JSON, fault))
+            return
+        if call.stream:
+            yield encode_response(HttpResponse(200, _EVENTS))
+            async for chunk in self._chunks(call, body):
+                yield b"data: " + orjson.dumps(chunk) + b"\n\n"
+            yield b"data: [DONE]\n\n"
+            return
+        yield encode_response(HttpResponse(200, _JSON, orjson.dumps(await self._whole(call, body))))
+
+    async def _operation(self, call: EngineCall) -> AsyncIterator[bytes]:
+        body = dict(codec.decode(call.payload)["body"])
+        if (fault := _fault(body, chat=_ROUTES[call.method])) is not None:
+            raise EngineRefused(orjson.loads(fault)["error"]["message"])
+        if not call.stream:
+            yield codec.encode_outcome(await self._whole(call, body))
+            return
+        async for chunk in self._chunks(call, body):
+            yield codec.encode_outcome(chunk)
+
+    async def _whole(self, call: EngineCall, body: Mapping[str, Any]) -> dict[str, Any]:
+        answer = answer_of(body, self._wish)
+        async for _ in self._worked(call, answer, stream=False):
+            pass
+        return whole(answer, body, str(body.get("model") or self._name), int(time.time()))
+
+    async def _chunks(self, call: EngineCall, body: Mapping[str, Any]) -> AsyncIterator[dict[str, Any]]:
+        answer = answer_of(body, self._wish)
+        model, created, told = str(body.get("model") or self._name), int(time.time()), 0
+        async for given in self._worked(call, answer, stream=True):
+            for chunk in chunks(answer, body, model, created, told, given):
+                yield chunk
+            told = given
+
+    async def _worked(self, call: EngineCall, answer: Answer, *, stream: bool) -> AsyncIterator[int]:
+        if self._steps is None:
+            raise EngineDied(f"{self._name} is not running; its replica is starting or shutting down")
+        if self._cost.call_s > 0:  # hand-over and tokenising, outside the engine's steps
+            await asyncio.sleep(self._cost.call_s)
+        tokens = self._steps.tokens(call.id, answer.prompt_tokens, answer.output_tokens, stream=stream)
+        async with contextlib.aclosing(tokens):  # type: ignore[type-var]
+            async for given in tokens:
+                yield given
+
+
+def _fault(body: Mapping[str, Any], *, chat: bool) -> bytes | None:
+    """An OpenAI-shaped refusal of what a real engine would refuse, or an emulated one cannot do."""
+    message = None
+    if chat and not (isinstance(body.get("messages"), list) and body["messages"]):
+        message = "messages must be a list of messages, and not empty"
+    elif not chat and not isinstance(body.get("prompt"), str | list):
+        message = "prompt must be a text"
+    elif (body.get("n") or 1) != 1:
+        message = "an emulated engine gives one answer (n=1)"
+    for name in ("max_tokens", "max_completion_tokens"):
+        limit = body.get(name)
+        if limit is not None and (type(limit) is not int or limit < 1):
+            message = f"{name} must be an integer of at least 1"
+    if message is None:
+        return None
+    return orjson.dumps({"error": {"message": message, "type": "invalid_request_error", "param": None, "code": None}})
+
+
+# -- batches
+
+
+class BatchTimes:
+    """Seconds of a batch by its size, and where the profile knows it, by the tokens of its longest text."""
+
+    def __init__(self, rows: Iterable[Mapping[str, float]], slower: float = 1.0) -> None:
+        rows = [{**row, "seconds": row["seconds"] * slower} for row in rows]
+        lengths = sorted({row["n_in"] for row in rows if "n_in" in row})
+        self._costs = [(n, BatchCost.fit([r for r in rows if r.get("n_in") == n])) for n in lengths]
+        if not self._costs:
+            self._costs = [(0.0, BatchCost.fit(rows))]
+
+    def __call__(self, size: int, tokens: int = 0) -> float:
+        return next((cost for n, cost in self._costs if n >= tokens), self._costs[-1][1])(size)
+
+
+class Pace:
+    """Makes batches end when they should, one after the other: what the timer oversleeps, the next batch of a busy engine sleeps less."""
+
+    def __init__(self, clock: Clock) -> None:
+        self.late_s = 0.0
+        self._clock = clock
+        self._woke = 0.0
+        self._owed = 0.0
+
+    def end(self, seconds: float) -> float:
+        """When a batch that begins now should end."""
+        now = self._clock()
+        owed = self._owed if now - self._woke < BUSY_GAP_S else 0.0
+        self._owed = 0.0
+        return now + seconds - owed
+
+    async def until(self, end: float) -> None:
+        left = end - self._clock()
+        if left > 0:
+            await asyncio.sleep(left)
+        self._woke = self._clock()
+        self._owed = self._woke - end
+        self.late_s = max(self.late_s, self._owed)
+
+
+class EmulatedEmbedder(OnnxEmbedder):
+    """A BatchEngine that speaks as the real embedder does, with vectors that follow a text's words."""
+
+    def __init__(
+        self, times: BatchTimes, *, name: str, profile: str, dim: int, wish: Wish, clock: Clock = time.monotonic
+    ) -> None:
+        super().__init__(_no_files, name=name)
+        self._dim = dim
+        self._times = times
+        self._profile = profile
+        self._wish = wish
+        self._pace = Pace(clock)
+        self._longest = 0
+
+    async def start(self) -> None:
+        """Nothing to load."""
+
+    def describe(self) -> Mapping[str, Any]:
+        return _described(self._name, self._profile, self._pace, dimension=self._dim)
+
+    async def run(self, batch: Sequence[EngineCall]) -> Sequence[bytes | Exception]:
+        self._longest = 0
+        replies = self._run(batch)
+        await self._pace.until(self._pace.end(self._times(sum(call.size for call in batch), self._longest)))
+        return replies
+
+    def _embed(self, texts: Sequence[str]) -> tuple[Vectors, Any]:
+        import numpy as np
+
+        tokens = np.array([self._wish.n_in or tokens_of(text) for text in texts], dtype=np.int64)
+        self._longest = int(tokens.max(initial=0))
+        return vectors_of(texts, self._dim, self._wish.seed), tokens
+
+    def _text_of(self, ids: list[object]) -> str:
+        return " ".join(f"token{token}" for token in ids)
+
+
+class EmulatedReranker(RerankerEngine):
+    """A BatchEngine that speaks as the real cross-encoder does; a text's score is the share of the query's words in it."""
+
+    def __init__(
+        self, times: BatchTimes, *, name: str, profile: str, wish: Wish, clock: Clock = time.monotonic
+    ) -> None:
+        super().__init__(_no_files, name=name)
+        self._times = times
+        self._profile = profile
+        self._wish = wish
+        self._pace = Pace(clock)
+        self._longest = 0
+        self._score = self._scored
+
+    async def start(self) -> None:
+        """Nothing to load."""
+
+    def describe(self) -> Mapping[str, Any]:
+        return _described(self._name, self._profile, self._pace)
+
+    async def run(self, batch: Sequence[EngineCall]) -> Sequence[bytes | Exception]:
+        self._longest = 0
+        replies = self._run(batch)
+        await self._pace.until(self._pace.end(self._times(sum(call.size for call in batch), self._longest)))
+        return replies
+
+    def _scored(self, pairs: Sequence[tuple[str, str]]) -> Any:
+        self._longest = self._wish.n_in or max((tokens_of(query + text) for query, text in pairs), default=0)
+        return scores_of(pairs)
+
+
+class EmulatedTime:
+    """A BatchEngine around a component's own engine: its real replies, no sooner than the profile says."""
+
+    def __init__(
+        self, inner: BatchEngine | ContinuousEngine, times: BatchTimes, *, profile: str, clock: Clock = time.monotonic
+    ) -> None:
+        self._inner = inner
+        self._times = times
+        self._profile = profile
+        self._pace = Pace(clock)
+
+    async def start(self) -> None:
+        await self._inner.start()
+
+    async def close(self) -> None:
+        await self._inner.close()
+
+    def describe(self) -> Mapping[str, Any]:
+        inner = dict(self._inner.describe())
+        return {
+            **inner,
+            "emulates": inner.get("engine", ""),
+            "engine": EMULATED,
+            "profile": self._profile,
+            "late_s": round(self._pace.late_s, 4),
+        }
+
+    async def run(self, batch: Sequence[EngineCall]) -> Sequence[bytes | Exception]:
+        end = self._pace.end(self._times(sum(call.size for call in batch)))
+        replies = await self._answered(batch)
+        await self._pace.until(end)
+        return replies
+
+    async def _answered(self, batch: Sequence[EngineCall]) -> Sequence[bytes | Exception]:
+        inner = self._inner
+        if isinstance(inner, BatchEngine):
+            return await inner.run(batch)
+        return list(await asyncio.gather(*(_one(inner, call) for call in batch)))
+
+
+async def _one(engine: ContinuousEngine, call: EngineCall) -> bytes | Exception:
+    if call.stream:
+        return EngineRefused("a component that is emulated in its own time does not stream; leave out `emulate` for it")
+    try:
+        return b"".join([frame async for frame in engine.generate(call)])
+    except (ServingError, CodecError) as error:
+        return error
+
+
+def _described(name: str, profile: str, pace: Pace, **more: Any) -> dict[str, Any]:
+    return {"engine": EMULATED, "model": name, "profile": profile, **more, "late_s": round(pace.late_s, 4)}
+
+
+def _no_files() -> ModelFiles:
+    raise AssertionError("an emulated engine loads nothing")
