@@ -32,7 +32,7 @@ from patchwork_serving.components.emulated_replies import (
     vectors_of,
     whole,
 )
-from patchwork_serving.components.engine import BatchEngine, ContinuousEngine, EngineCall
+from patchwork_serving.components.engine import SILENT, BatchEngine, ContinuousEngine, EngineCall
 from patchwork_serving.components.reranker import RerankerEngine
 from patchwork_serving.errors import EngineDied, EngineRefused, ServingError
 from patchwork_serving.models.registry import ModelFiles
@@ -55,13 +55,15 @@ Clock = Callable[[], float]
 class _Inside:
     """A call inside the engine, and how many of its tokens there are."""
 
+    call: EngineCall
+    output: int
     given: int = 0
     done: bool = False
     news: asyncio.Event = field(default_factory=asyncio.Event)
 
 
 class StepClock:
-    """The steps of one engine on the event loop's timers. A step ends when it should, not when the timer wakes: lateness does not add up."""
+    """The steps of one engine on the event loop's timers. A step ends when it should, not when the timer wakes."""
 
     def __init__(self, cost: TokenCost, max_sequences: int, clock: Clock) -> None:
         self.late_s = 0.0  #: the most that a step was told late: how far the emulation could be trusted
@@ -69,19 +71,19 @@ class StepClock:
         self._most_steps = max(1, int(STREAM_EVERY_S / cost.shortest_step_s))
         self._clock = clock
         self._inside: dict[str, _Inside] = {}
-        self._streams: set[str] = set()
+        self._watched: dict[str, _Inside] = {}  # those somebody is told about token by token
         self._timer: asyncio.TimerHandle | None = None
         self._end = 0.0
 
     def __len__(self) -> int:
         return len(self._inside)
 
-    async def tokens(self, call_id: str, prompt: int, output: int, *, stream: bool) -> AsyncIterator[int]:
-        """How many tokens the call has, again and again until it has all; without ``stream`` once, at the end. Closing it aborts the call."""
-        inside = self._inside[call_id] = _Inside()
-        if stream:
-            self._streams.add(call_id)
-        self._enter(call_id, prompt, output)
+    async def tokens(self, call: EngineCall, prompt: int, output: int) -> AsyncIterator[int]:
+        """How many tokens a streamed call has, again and again until it has all; of others once, at the end. Closing it aborts the call."""
+        inside = self._inside[call.id] = _Inside(call, output)
+        if call.stream or call.progress is not SILENT:
+            self._watched[call.id] = inside
+        self._enter(call, prompt, output)
         try:
             told = 0
             while not inside.done:
@@ -89,11 +91,12 @@ class StepClock:
                 inside.news.clear()
                 if inside.given > told and not inside.done:
                     yield (told := inside.given)
+            call.progress.used(prompt, output)
             yield output
         finally:
-            self._streams.discard(call_id)
-            if self._inside.pop(call_id, None) is not None:
-                self._engine.remove(call_id)
+            self._watched.pop(call.id, None)
+            if self._inside.pop(call.id, None) is not None:
+                self._engine.remove(call.id)
 
     def close(self) -> None:
         """Stop stepping; idempotent. Whoever still waits is cancelled by the host."""
@@ -101,9 +104,9 @@ class StepClock:
             self._timer.cancel()
             self._timer = None
 
-    def _enter(self, call_id: str, prompt: int, output: int) -> None:
+    def _enter(self, call: EngineCall, prompt: int, output: int) -> None:
         now = self._clock()
-        shortened = self._engine.add(call_id, prompt, output, 0.0, now)
+        shortened = self._engine.add(call.id, prompt, output, call.priority, now)
         if self._timer is None:
             self._begin(now)
         elif shortened is not None:
@@ -111,7 +114,7 @@ class StepClock:
             self._sleep_until(shortened)
 
     def _begin(self, now: float) -> None:
-        end = self._engine.start(now, most_steps=self._most_steps if self._streams else 1_000_000)
+        end = self._engine.start(now, most_steps=self._most_steps if self._watched else 1_000_000)
         if end is None:
             self._timer = None
         else:
@@ -126,14 +129,20 @@ class StepClock:
         _, done = self._engine.finish()
         for call_id in done:
             inside = self._inside.pop(call_id)
+            self._watched.pop(call_id, None)
             inside.done = True
-            inside.news.set()
-        for call_id in self._streams & self._inside.keys():
-            inside = self._inside[call_id]
-            if (given := self._engine.generated(call_id)) > inside.given:
-                inside.given = given
-                inside.news.set()
+            self._tell(inside, inside.output)
+        for call_id, inside in self._watched.items():
+            self._tell(inside, self._engine.generated(call_id))
         self._begin(self._end)
+
+    @staticmethod
+    def _tell(inside: _Inside, given: int) -> None:
+        if given > inside.given:
+            inside.call.progress.generated(given - inside.given)
+            inside.given = given
+            if inside.call.stream or inside.done:
+                inside.news.set()
 
 
 class EmulatedLlm:
@@ -208,24 +217,24 @@ class EmulatedLlm:
 
     async def _whole(self, call: EngineCall, body: Mapping[str, Any]) -> dict[str, Any]:
         answer = answer_of(body, self._wish)
-        async for _ in self._worked(call, answer, stream=False):
+        async for _ in self._worked(call, answer):
             pass
         return whole(answer, body, str(body.get("model") or self._name), int(time.time()))
 
     async def _chunks(self, call: EngineCall, body: Mapping[str, Any]) -> AsyncIterator[dict[str, Any]]:
         answer = answer_of(body, self._wish)
         model, created, told = str(body.get("model") or self._name), int(time.time()), 0
-        async for given in self._worked(call, answer, stream=True):
+        async for given in self._worked(call, answer):
             for chunk in chunks(answer, body, model, created, told, given):
                 yield chunk
             told = given
 
-    async def _worked(self, call: EngineCall, answer: Answer, *, stream: bool) -> AsyncIterator[int]:
+    async def _worked(self, call: EngineCall, answer: Answer) -> AsyncIterator[int]:
         if self._steps is None:
             raise EngineDied(f"{self._name} is not running; its replica is starting or shutting down")
         if self._cost.call_s > 0:  # hand-over and tokenising, outside the engine's steps
             await asyncio.sleep(self._cost.call_s)
-        tokens = self._steps.tokens(call.id, answer.prompt_tokens, answer.output_tokens, stream=stream)
+        tokens = self._steps.tokens(call, answer.prompt_tokens, answer.output_tokens)
         async with contextlib.aclosing(tokens):  # type: ignore[type-var]
             async for given in tokens:
                 yield given

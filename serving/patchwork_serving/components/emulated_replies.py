@@ -121,7 +121,7 @@ class _Draw:
             left -= weight
             if left < 0:
                 return text
-        return next(reversed(weights))
+        return list(weights)[-1]
 
     def between(self, low: int, high: int) -> int:
         return low + int(self._length * (high - low + 1))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from patchwork_serving.components.emulated import BatchTimes, EmulatedEmbedder, 
 from patchwork_serving.components.emulated_factory import build_emulated
 from patchwork_serving.components.emulated_profiles import bundled_names, emulation, load_profile
 from patchwork_serving.components.emulated_replies import Wish, answer_of, tokens_of
-from patchwork_serving.components.engine import BatchEngine, ContinuousEngine, EngineCall
+from patchwork_serving.components.engine import SILENT, BatchEngine, ContinuousEngine, EngineCall
 from patchwork_serving.components.openai_chunks import DONE, WholeAnswer
 from patchwork_serving.config import load_config
 from patchwork_serving.errors import ConfigError, EngineRefused
@@ -308,3 +309,37 @@ def test_a_stream_of_a_component_in_its_own_time_is_refused() -> None:
     served, refused = run_virtually(main)
     assert served == b"x"
     assert isinstance(refused, EngineRefused)
+
+
+class _Told:
+    def __init__(self) -> None:
+        self.tokens: list[int] = []
+        self.counted: tuple[int, int] | None = None
+
+    def generated(self, tokens: int = 1) -> None:
+        self.tokens.append(tokens)
+
+    def used(self, prompt_tokens: int, output_tokens: int) -> None:
+        self.counted = (prompt_tokens, output_tokens)
+
+
+def test_the_host_is_told_of_every_token_and_earlier_priorities_go_first() -> None:
+    async def main(loop: VirtualLoop) -> tuple[_Told, list[str]]:
+        engine = EmulatedLlm(COST_3B, Wish(n_out=30, n_in=4096), name="m", profile="p", clock=loop.time)
+        await engine.start()
+        progress, ended = _Told(), []
+
+        async def ask(name: str, priority: int) -> None:
+            call = replace(chat(body(name), name), priority=priority, progress=progress if name == "first" else SILENT)
+            await told(engine, call)
+            ended.append(name)
+
+        # three prompts more than one step takes: who waits goes by priority
+        await asyncio.gather(ask("running", 9), ask("also running", 9), ask("last", 5), ask("first", 1))
+        return progress, ended
+
+    progress, ended = run_virtually(main)
+    assert sum(progress.tokens) == 30
+    assert len(progress.tokens) > 3
+    assert progress.counted == (4096, 30)
+    assert ended.index("first") < ended.index("last")
