@@ -7,8 +7,13 @@ Prediction: a new request takes its own work, and on top the larger of two delay
   component which is busy for a share u of the time, others take u * L of them; and by Little's law the requests found there bring
   u * L seconds of work. The drain alone would miss this: those who come later slow the request down as well.
 
-What the prediction does not know is learnt as a margin: it narrows when accepted requests miss more often than promised, and
-widens slowly when requests that were let in late made it.
+Delays of all requests that end are held against those predicted, and their ratio corrects later predictions: how much work of others
+delays a request depends on the engines (where prefills ride along with decodes, it is less than the work).
+
+How much delay is allowed: what slows the mean request by a share slows one that takes a rare branch, or writes a long answer, by the same
+share. Nobody knows beforehand which one it will be. So a request may be stretched as far as the one with ``high_work_s`` can bear. What is
+still not known is learnt as a margin: it narrows when accepted requests miss more often than promised, and widens slowly when
+requests that were let in late made it.
 
 What is accepted is never dropped for what comes later: nothing here takes an acceptance back.
 """
@@ -26,7 +31,12 @@ from patchwork_scheduler.model import SloClass
 REOPEN = 0.95
 #: Of the time that a request has to spare, lost per step of priority below the highest class.
 PRIORITY_STEP = 0.25
-MARGIN_LOW, MARGIN_HIGH = 0.2, 1.1
+MARGIN_LOW, MARGIN_HIGH = 0.2, 1.5
+#: Where the rare request misses even alone, no stretch keeps the promise: of what the mean request has to spare, this much is allowed.
+UNKEEPABLE = 0.2
+#: Weight of a new observation in the ratio of real to predicted delay, and its limits.
+RATIO_DECAY = 0.01
+RATIO_LOW, RATIO_HIGH = 0.2, 5.0
 #: Step of the margin when a request misses; for one in time it is as much smaller as the promise is high.
 MARGIN_STEP = 0.02
 #: A request that was predicted to be delayed by less than this of its allowance says nothing about the margin.
@@ -62,6 +72,9 @@ Mode = Literal["refuse", "hold", "open"]
 class _Accepted:
     slo: SloClass
     deadline: float
+    since: float
+    work_s: float  #: expected at the door
+    delay_s: float  #: predicted, before the ratio was applied
     predicted_share: float  #: delay predicted, of what was allowed
     whole: Mapping[str, float]  #: work that the request was expected to bring
     demand: Mapping[str, float] = field(default_factory=dict)  #: of it, still to be done
@@ -88,6 +101,8 @@ class Admission:
         self._shut: set[str] = set()
         self._shares: dict[str, float] = {one.name: 0.0 for one in classes}
         self.margin = 1.0
+        # decayed sums over requests that ended; they start as if one second of delay had been predicted rightly
+        self._delay_predicted = self._delay_real = 1.0
 
     def __len__(self) -> int:
         """Requests accepted and not finished."""
@@ -113,13 +128,13 @@ class Admission:
         ``behind_s``: seconds of work of which this orchestrator does not know otherwise (reported by the replicas, from other doors).
         ``at_risk``: whether a request that waits is expected to miss (only the paper's rule asks).
         """
-        delay = max(self.delay_s(), behind_s)
+        delay = max(self.delay_s(), behind_s) * self.ratio
         predicted = delay + ahead.work_s
         if self._mode == "open":
             return Admit(predicted)
         if self._mode == "hold":
             return Hold(predicted, 0.05) if at_risk else Admit(predicted)
-        allowed = (deadline - now - ahead.work_s) * self._allowed_part(slo)
+        allowed = self._allowed_s(slo, ahead, deadline - now)
         if delay <= (allowed * REOPEN if slo.name in self._shut else allowed):
             self._shut.discard(slo.name)
             return Admit(predicted)
@@ -141,8 +156,11 @@ class Admission:
         """The request was let in, and goes to component ``at`` first. ValueError when it is in already."""
         if request_id in self._accepted:
             raise ValueError(f"request {request_id!r} is accepted already")
-        allowed = max((deadline - now - ahead.work_s) * self._allowed_part(slo), 1e-9)
-        self._accepted[request_id] = _Accepted(slo, deadline, (predicted_s - ahead.work_s) / allowed, ahead.demand)
+        delay = max(predicted_s - ahead.work_s, 0.0)
+        share = delay / max(self._allowed_s(slo, ahead, deadline - now), 1e-9)
+        self._accepted[request_id] = _Accepted(
+            slo, deadline, now, ahead.work_s, delay / self.ratio, share, ahead.demand
+        )
         self.proceeded(request_id, ahead.demand, at)
         for name in self._shares:
             self._shares[name] += SHARE_DECAY * ((name == slo.name) - self._shares[name])
@@ -174,11 +192,17 @@ class Admission:
             self._present = dict.fromkeys(self._present, 0.0)
         if accepted is None or cancelled or self._mode != "refuse":
             return
+        self._compare(accepted, now)
         if now > accepted.deadline:
             self.margin = max(MARGIN_LOW, self.margin * (1.0 - MARGIN_STEP))
         elif accepted.predicted_share > TELLING:
             step = MARGIN_STEP * (1.0 - accepted.slo.target_share)
             self.margin = min(MARGIN_HIGH, self.margin * (1.0 + step))
+
+    @property
+    def ratio(self) -> float:
+        """Real over predicted delay, of late."""
+        return min(max(self._delay_real / self._delay_predicted, RATIO_LOW), RATIO_HIGH)
 
     def check_invariants(self) -> None:
         """Assert what must hold between calls; for tests."""
@@ -189,8 +213,20 @@ class Admission:
             expected = sum(one.present for one in self._accepted.values() if one.at == component)
             assert abs(seconds - expected) < 1e-6 * max(1.0, expected), (component, seconds, expected)
 
-    def _allowed_part(self, slo: SloClass) -> float:
-        """Of the time to spare, by how much a request may be delayed. A class below its share counts as the highest."""
+    def _compare(self, accepted: _Accepted, now: float) -> None:
+        real = now - accepted.since - accepted.work_s  # its own work was not the mean: sums even that out
+        self._delay_predicted += RATIO_DECAY * (accepted.delay_s - self._delay_predicted)
+        self._delay_real += RATIO_DECAY * (real - self._delay_real)
+
+    def _allowed_s(self, slo: SloClass, ahead: Ahead, left_s: float) -> float:
+        """By how much a request with ``left_s`` to its deadline may be delayed."""
+        high = max(ahead.high_work_s, ahead.work_s)
+        stretch = (left_s / high - 1.0) * ahead.work_s if high > 0.0 else left_s
+        least = UNKEEPABLE * (left_s - ahead.work_s)
+        return max(stretch * self.margin, least) * self._class_part(slo)
+
+    def _class_part(self, slo: SloClass) -> float:
+        """Of what is allowed. A class below its share counts as the highest."""
         if self._shares.get(slo.name, 0.0) < slo.share:
-            return self.margin
-        return self.margin * max(1.0 - PRIORITY_STEP * (self._top - slo.priority), 0.1)
+            return 1.0
+        return max(1.0 - PRIORITY_STEP * (self._top - slo.priority), 0.1)

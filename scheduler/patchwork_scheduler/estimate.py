@@ -7,6 +7,9 @@ be in time would be given up), and *time*, what it really took, waiting included
 
 from __future__ import annotations
 
+import bisect
+import math
+from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -14,27 +17,45 @@ from patchwork_scheduler.model import State
 
 #: Weight of a new observation once the mean has settled: about the last fifty count.
 DECAY = 0.02
-QUANTILE = 0.9
+#: What ``high_work_s`` is a quantile of: the share that SLO classes promise by default, so that the tail is known as far as it is promised.
+QUANTILE = 0.98
+#: How many requests the quantile is taken of: five of them lie above it.
+WINDOW = 256
 
 
 @dataclass(slots=True)
 class Learned:
-    """A decayed mean and a quantile of a stream of numbers; the first observations are averaged plainly."""
+    """A decayed mean of a stream of numbers; the first observations are averaged plainly."""
 
     mean: float = 0.0
-    high: float = 0.0  #: estimate of the quantile
     count: int = 0
 
-    def observe(self, value: float, *, decay: float = DECAY, quantile: float = QUANTILE) -> None:
+    def observe(self, value: float, *, decay: float = DECAY) -> None:
         self.count += 1
         weight = max(decay, 1.0 / self.count)
         self.mean += weight * (value - self.mean)
-        if self.count == 1:
-            self.high = value
-            return
-        # stochastic approximation: in balance when a share of 1 - quantile lies above
-        step = 2.0 * weight * max(abs(self.mean), 1e-9)
-        self.high += step * quantile if value > self.high else -step * (1.0 - quantile)
+
+
+class Recent:
+    """The quantiles of the last observations."""
+
+    __slots__ = ("_order", "_sorted")
+
+    def __init__(self) -> None:
+        self._order: deque[float] = deque()
+        self._sorted: list[float] = []
+
+    def observe(self, value: float) -> None:
+        self._order.append(value)
+        bisect.insort(self._sorted, value)
+        if len(self._order) > WINDOW:
+            del self._sorted[bisect.bisect_left(self._sorted, self._order.popleft())]
+
+    def quantile(self, share: float = QUANTILE) -> float:
+        """The least value seen that a ``share`` of all do not exceed; 0 when none was seen."""
+        if not self._sorted:
+            return 0.0
+        return self._sorted[max(math.ceil(share * len(self._sorted)) - 1, 0)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +74,7 @@ class Ahead:
     """What a request is expected to have before it, from a state to its end."""
 
     work_s: float
-    high_work_s: float
+    high_work_s: float  #: not exceeded by QUANTILE of the requests: branches and long outputs that nobody can foresee
     time_s: float
     demand: Mapping[str, float]  #: component -> seconds of a replica
 
@@ -87,6 +108,7 @@ class Calibration:
 @dataclass(slots=True)
 class _StateKnowledge:
     work: Learned = field(default_factory=Learned)
+    recent: Recent = field(default_factory=Recent)
     time: Learned = field(default_factory=Learned)
     demand: dict[str, Learned] = field(default_factory=dict)
     calibration: Calibration = field(default_factory=Calibration)
@@ -104,6 +126,7 @@ class Estimates:
         """From the profile, before traffic; counts as one observation."""
         knowledge = self._knowledge(state)
         knowledge.work.observe(work_s)
+        knowledge.recent.observe(work_s)
         knowledge.time.observe(work_s)
         for component, seconds in demand.items():
             knowledge.demand.setdefault(component, Learned()).observe(seconds)
@@ -120,7 +143,7 @@ class Estimates:
         if knowledge.ahead is None:
             knowledge.ahead = Ahead(
                 knowledge.work.mean,
-                knowledge.work.high,
+                max(knowledge.recent.quantile(), knowledge.work.mean),
                 knowledge.time.mean,
                 {component: learned.mean for component, learned in knowledge.demand.items()},
             )
@@ -137,6 +160,7 @@ class Estimates:
             actual = finished - visit.started
             _judge(knowledge, actual)
             knowledge.work.observe(work)
+            knowledge.recent.observe(work)
             knowledge.time.observe(actual)
             known = knowledge.demand
             for component, seconds in demand.items():

@@ -7,7 +7,7 @@ import random
 import pytest
 
 from patchwork_scheduler.errors import InvalidSloClass, UnknownSloClass
-from patchwork_scheduler.estimate import NOTHING, Estimates, Learned, Visit
+from patchwork_scheduler.estimate import NOTHING, Estimates, Recent, Visit
 from patchwork_scheduler.model import SloClass, State, slo_class
 
 GRADE, ANSWER = State("grade"), State("answer")
@@ -74,12 +74,22 @@ def test_calibration_sets_prediction_against_what_was() -> None:
     assert calibration.mean_error_s == pytest.approx(0.0, abs=1e-9)
 
 
-def test_the_quantile_lies_where_it_should() -> None:
-    learned, rng = Learned(), random.Random(3)
-    for _ in range(5000):
-        learned.observe(rng.random(), decay=0.005)
-    assert learned.mean == pytest.approx(0.5, abs=0.05)
-    assert learned.high == pytest.approx(0.9, abs=0.07)
+def test_the_quantile_is_that_of_the_latest_observations() -> None:
+    recent = Recent()
+    assert recent.quantile() == 0.0
+    for value in [9.0] * 50 + [i / 256 for i in range(256)]:
+        recent.observe(value)
+    assert recent.quantile(0.5) == pytest.approx(0.5, abs=0.01)
+    assert recent.quantile(1.0) == 255 / 256
+
+
+def test_a_branch_that_few_requests_take_is_in_what_may_lie_ahead() -> None:
+    estimates = Estimates()
+    for i in range(100):
+        estimates.observe(visits(answer_s=3.0 if i % 20 == 0 else 1.0), finished=4.0)
+    ahead = estimates.ahead(GRADE)
+    assert ahead.work_s < 1.5
+    assert ahead.high_work_s == pytest.approx(3.1)
 
 
 @pytest.mark.parametrize("deadline", [0.0, -1.0, float("nan"), float("inf")])
