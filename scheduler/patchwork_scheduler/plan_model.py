@@ -11,7 +11,8 @@ from pydantic import Field
 
 from patchwork_scheduler import document
 from patchwork_scheduler.errors import InvalidInput, ProfileMismatch
-from patchwork_scheduler.profile_model import Bytes, Name, NotNegative, Positive
+from patchwork_scheduler.profile_model import Bytes, Name, NotNegative, Positive, Profile
+from patchwork_scheduler.resources import Resources
 
 PLAN_REMEDY = "make the plan again with 'patchwork plan' instead of editing it"
 GOAL_REMEDY = "correct --slo, --rate, or the fixed choices in patchwork.yaml"
@@ -122,6 +123,8 @@ class Plan:
     slo_s: Positive | None = None
     max_utilisation: Share = 1.0
     bound_per_s: Positive | None = None  #: no plan can be better than this; None when a rate was asked for
+    profile: Profile | None = None  #: what it was made from: deployments seed their predictions from it, and plan again
+    resources: Resources | None = None  #: what it may use
     version: Literal[1] = 1
 
     __pydantic_config__ = document.CHECKED

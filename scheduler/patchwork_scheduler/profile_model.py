@@ -60,6 +60,8 @@ class Measured:
     gpus: NotNegative = 0.0  #: whole GPUs, or a fraction of one
     cold_start_s: NotNegative = 0.0  #: from the wish for a replica to its first answer
     fit_error: NotNegative | None = None  #: mean relative error of the piecewise-linear fit through the points
+    #: of an LLM, as ``cost.fit_cost`` reads them: ``n_in`` and ``n_out`` tokens, ``batch`` requests at once, ``seconds`` for all
+    rows: tuple[Mapping[str, NotNegative], ...] = ()
 
     __pydantic_config__ = document.CHECKED
 
@@ -212,7 +214,12 @@ def _observed(component: ComponentProfile, visits: float | None, slower: float |
     if slower is None:
         return component
     measured = tuple(
-        replace(m, points=tuple(replace(p, seconds=p.seconds * slower) for p in m.points)) for m in component.measured
+        replace(
+            m,
+            points=tuple(replace(p, seconds=p.seconds * slower) for p in m.points),
+            rows=tuple({**row, "seconds": row["seconds"] * slower} for row in m.rows),
+        )
+        for m in component.measured
     )
     return replace(component, measured=measured, external_s=component.external_s * slower)
 

@@ -34,6 +34,9 @@ class BuildRequest:
     config: Mapping[str, Any]
     database_over_tcp: bool = False  #: replicas may be on another node
     inspect_only: bool = False  #: find and show; start no database, export nothing
+    planned: tuple[str, ...] | None = (
+        None  #: components of the plan to apply; another chain's is refused before anything is touched
+    )
     inputs: str | None = None  #: JSON lines of sample inputs to run
 
 

@@ -31,7 +31,7 @@ from patchwork_serving.assign import Assigned, assign
 from patchwork_serving.build_process import BuildRequest
 from patchwork_serving.bundle import apply_environment, captured_environment
 from patchwork_serving.config import Config, Paths
-from patchwork_serving.errors import ModelUnknown, ServingError
+from patchwork_serving.errors import ConfigError, ModelUnknown, ServingError
 from patchwork_serving.exporting import export_stores
 from patchwork_serving.import_routing import ImportRouter
 from patchwork_serving.models.fetch import ensure
@@ -61,6 +61,7 @@ def build(request: BuildRequest, folder: Path, progress: ProgressSink) -> dict[s
     taken = _take_apart(request, config, paths, target, progress)
     if request.inspect_only:
         return {"graph": taken.graph.to_json()}
+    _check_planned(request, taken.assigned)
     for spec in taken.assigned.specs:
         if spec.way in ("protocol", "engine") and spec.engine != "pgvector":
             _check_engine(spec, config, paths, progress, here=not request.database_over_tcp)
@@ -116,6 +117,18 @@ def _shown(component: Component, assigned: Assigned) -> Component:
     """A component whose times are a profile's is shown as that, whatever gives its replies."""
     emulated = any(spec.id == component.id and spec.is_emulated for spec in assigned.specs)
     return dataclasses.replace(component, engine="emulated") if emulated else component
+
+
+def _check_planned(request: BuildRequest, assigned: Assigned) -> None:
+    """ConfigError when a plan is of another chain, before a store is written or a replica replaced."""
+    if request.planned is None:
+        return
+    mine, planned = {spec.id for spec in assigned.specs if spec.way != "external"}, set(request.planned)
+    if mine != planned:
+        raise ConfigError(
+            f"--plan: the plan is of another chain: it has {', '.join(sorted(planned))}, the chain has {', '.join(sorted(mine))}; "
+            "make one for this chain with `patchwork plan`"
+        )
 
 
 def _record_name(target: Target, config: Config) -> str:

@@ -76,7 +76,9 @@ def deploy(
         Path | None, typer.Option("--config", help="patchwork.yaml; default: the one beside the target.")
     ] = None,
     replicas: Annotated[int | None, typer.Option("--replicas", min=1, help="Replicas of the HTTP ingress.")] = None,
-    plan: Annotated[Path | None, typer.Option("--plan", hidden=True)] = None,
+    plan: Annotated[
+        Path | None, typer.Option("--plan", help="Replicas, batches and resources, as `patchwork plan` made them.")
+    ] = None,
     detach: Annotated[
         bool, typer.Option("--detach", help="Return when it is ready; `patchwork down` stops it.")
     ] = False,
@@ -91,6 +93,36 @@ def deploy(
 
     wish = cli_deploy.Wish(target, name, host, port, slo, config, replicas, detach, plan)
     cli_deploy.deploy(wish, as_json=as_json)
+
+
+@app.command()
+def plan(
+    target: Target,
+    profile: Annotated[Path, typer.Option("--profile", help="What `patchwork profile` measured.", show_default=False)],
+    slo: Annotated[str | None, typer.Option("--slo", help="Deadline of a request, for example 2s.")] = None,
+    rate: Annotated[
+        float | None, typer.Option("--rate", help="Requests/s to sustain; default: as many as the resources bear.")
+    ] = None,
+    cpus: Annotated[float | None, typer.Option("--cpus", help="Cores to use; default: those of this machine.")] = None,
+    gpus: Annotated[int | None, typer.Option("--gpus", help="GPUs to use; default: those of this machine.")] = None,
+    resources: Annotated[
+        Path | None, typer.Option("--resources", help="JSON file of nodes, instead of --cpus and --gpus.")
+    ] = None,
+    max_utilisation: Annotated[
+        float | None, typer.Option("--max-utilisation", help="Share of each component's capacity to use, at most 1.")
+    ] = None,
+    config: Annotated[
+        Path | None, typer.Option("--config", help="patchwork.yaml; default: the one beside the target.")
+    ] = None,
+    output: Annotated[Path | None, typer.Option("-o", "--output", help="Write the plan here.")] = None,
+    as_json: AsJson = False,
+    verbose: Verbose = False,
+) -> None:
+    """Say how many replicas of each component carry a rate within an SLO."""
+    from patchwork_serving import cli_plan
+
+    wish = cli_plan.Wish(target, profile, slo, rate, cpus, gpus, resources, max_utilisation, config, output)
+    cli_plan.plan(wish, as_json=as_json)
 
 
 @app.command()

@@ -10,6 +10,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
+from typing import TYPE_CHECKING
 
 import psutil  # type: ignore[import-untyped, unused-ignore]
 
@@ -20,6 +21,9 @@ from patchwork_serving.cli_progress import progress_display
 from patchwork_serving.config import Paths, parse_seconds
 from patchwork_serving.errors import DeployError, UsageError
 from patchwork_serving.state import OwnProcess, StateStore
+
+if TYPE_CHECKING:
+    from patchwork_scheduler.plan_model import Plan
 
 #: how often the foreground looks whether what it serves is still there
 WATCH_EVERY_S = 1.0
@@ -49,18 +53,26 @@ def deploy(wish: Wish, *, as_json: bool) -> None:
     slo_s = seconds("--slo", wish.slo) if wish.slo is not None else None
     if wish.config is not None and not wish.config.is_file():
         raise UsageError(f"--config: there is no file {wish.config}")
-    if wish.plan is not None:
-        raise UsageError("--plan is not available in this version; set replicas in patchwork.yaml (components)")
+    plan = _plan(wish.plan)
     with stop_signals() as stopping:
-        _serve(wish, slo_s, stopping, as_json=as_json)
+        _serve(wish, slo_s, plan, stopping, as_json=as_json)
 
 
-def _serve(wish: Wish, slo_s: float | None, stopping: StopSignals, *, as_json: bool) -> None:
+def _plan(path: Path | None) -> Plan | None:
+    """Read before anything starts: a plan that makes no sense touches nothing."""
+    if path is None:
+        return None
+    from patchwork_scheduler.plan_model import Plan
+
+    return Plan.load(path)
+
+
+def _serve(wish: Wish, slo_s: float | None, plan: Plan | None, stopping: StopSignals, *, as_json: bool) -> None:
     from patchwork_serving import deploy as deployments
 
     options = deployments.DeployOptions(
         target=wish.target, name=wish.name, host=wish.host, port=wish.port, slo_s=slo_s, config_path=wish.config,
-        replicas=wish.replicas, detach=wish.detach,
+        replicas=wish.replicas, plan=plan, detach=wish.detach,
     )  # fmt: skip
     began = time.monotonic()
     deployment = None

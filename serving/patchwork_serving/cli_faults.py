@@ -10,6 +10,7 @@ from collections.abc import Callable
 import typer
 
 from patchwork_adapters.errors import AdapterError, RequestStopped, TargetError
+from patchwork_scheduler.errors import NoFeasiblePlan, SchedulerError
 from patchwork_serving.cli_output import note
 from patchwork_serving.errors import ServingError
 
@@ -29,6 +30,10 @@ def exit_code(error: BaseException) -> int:
             return error.exit_code
         case TargetError():
             return USED_WRONGLY
+        case NoFeasiblePlan():
+            return FAILED
+        case SchedulerError():  # a file, a name or a number that was given
+            return USED_WRONGLY
         case typer.TyperException():
             return error.exit_code
         case _:
@@ -40,6 +45,10 @@ def one_line(error: BaseException) -> str:
     match error:
         case ServingError() | AdapterError() | RequestStopped():
             text = f"{error.title}: {error}" if str(error) else error.title
+        case NoFeasiblePlan():
+            text = f"no such plan: {error}"
+        case SchedulerError():
+            text = f"used wrongly: {error}"
         case typer.TyperException():
             text = error.format_message()
         case KeyboardInterrupt() | Interrupted():

@@ -15,7 +15,9 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from patchwork_adapters.target import parse_target
+from patchwork_scheduler.plan_model import Plan
 from patchwork_serving import build_process, preflight, ray_cluster, serve_control, servers
+from patchwork_serving.applying import apply_plan
 from patchwork_serving.bundle import Bundle, captured_environment
 from patchwork_serving.config import Config, Paths, load_config
 from patchwork_serving.errors import ConfigError, DeployError, UnknownApp
@@ -42,6 +44,7 @@ class DeployOptions:
     slo_s: float | None = None
     config_path: Path | None = None
     replicas: int | None = None
+    plan: Plan | None = None
     detach: bool = False
 
 
@@ -159,6 +162,7 @@ def _request(options: DeployOptions, config: Config, name: str, remote: str | No
         name=name,
         config=config.model_dump(mode="json"),
         database_over_tcp=remote is not None,
+        planned=None if options.plan is None else tuple(c.id for c in options.plan.components),
     )
 
 
@@ -171,9 +175,10 @@ def _environment(config: Config, paths: Paths, remote: str | None) -> dict[str, 
 
 
 def _release(built: build_process.Built, options: DeployOptions, config: Config, remote: str | None) -> Release:
+    release = built.release if options.plan is None else apply_plan(built.release, options.plan)
     return dataclasses.replace(
-        built.release,
-        slo_s=options.slo_s or config.slo,
+        release,
+        slo_s=options.slo_s or config.slo or (options.plan.slo_s if options.plan else None),
         ingress_replicas=options.replicas or config.ingress_replicas,
         created_at=datetime.now(UTC).isoformat(timespec="seconds"),
         # Ray unpacks the folder into each process's working directory

@@ -67,6 +67,7 @@ class Release:
     slo_s: float | None = None
     ingress_replicas: int = 1
     created_at: str = ""  #: ISO 8601, UTC
+    plan: Mapping[str, Any] | None = None  #: the plan that it applies (``Plan.to_json``)
     settings: Mapping[str, Any] = field(default_factory=dict)  #: resolved, without secrets
 
     @property

@@ -69,7 +69,7 @@ def _without_user_code(bundle: Bundle, with_store: bool) -> Bundle:
     env = {name: value for name, value in bundle.env.items() if name.startswith(("OTEL_", "PATCHWORK_", "HF_"))}
     config = Config(models=bundle.config.models, store=bundle.config.store)
     release = dataclasses.replace(
-        bundle.release, components=(), settings={}, created_at="", slo_s=None, ingress_replicas=1,
+        bundle.release, components=(), settings={}, created_at="", slo_s=None, ingress_replicas=1, plan=None,
         collections=bundle.release.collections if with_store else (),
     )  # fmt: skip
     kept = Bundle(release, env=env, config=config)

@@ -68,7 +68,7 @@ def test_every_verb_has_help(verb: str, capsys: pytest.CaptureFixture[str]) -> N
         (["deploy", "x.py", "--replicas", "0"], "--replicas"),
         (["deploy", "x.py", "--config", "no/such.yaml"], "no/such.yaml"),
         (["inspect", "x.py", "--inputs", "some.jsonl"], "not available"),
-        (["deploy", "x.py", "--plan", "plan.json"], "not available"),
+        (["deploy", "x.py", "--plan", "no/plan.json"], "no/plan.json cannot be read"),
         (["inspect", "x.py", "--json", "--mermaid"], "--mermaid"),
         (["invoke", "nobody", "hi"], "no application 'nobody'"),
         (["invoke", "http://127.0.0.1:9", "hi", "--timeout", "x"], "--timeout"),

@@ -1,0 +1,157 @@
+"""``patchwork plan``: replicas, batches and resources per component, from a profile."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil  # type: ignore[import-untyped, unused-ignore]
+from rich.table import Table
+
+from patchwork_adapters.target import parse_target
+from patchwork_scheduler.errors import InvalidInput
+from patchwork_scheduler.plan import make_plan
+from patchwork_scheduler.plan_model import Fixed, Goal, Plan
+from patchwork_scheduler.profile_model import Profile
+from patchwork_scheduler.resources import Resources
+from patchwork_serving import build_process
+from patchwork_serving.cli_deploy import seconds, stop_signals
+from patchwork_serving.cli_output import console, fact, fact_json, note
+from patchwork_serving.cli_progress import progress_display
+from patchwork_serving.components.llamacpp_engine import available_cores
+from patchwork_serving.config import Config, Paths, load_config
+from patchwork_serving.errors import UsageError
+from patchwork_serving.gpus import gpu_names
+
+
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """What the command line asked for; None: not said."""
+
+    target: str
+    profile: Path
+    slo: str | None = None
+    rate: float | None = None
+    cpus: float | None = None
+    gpus: int | None = None
+    resources: Path | None = None
+    max_utilisation: float | None = None
+    config: Path | None = None
+    output: Path | None = None
+
+
+def plan(wish: Wish, *, as_json: bool) -> None:
+    """Print the plan and write it where asked. Raises UsageError, InvalidInput, ProfileMismatch, NoFeasiblePlan."""
+    goal = _goal(wish)
+    resources = _resources(wish)
+    profile = Profile.load(wish.profile)
+    config = load_config(wish.config, beside=parse_target(wish.target).folder)
+    profile.check_components(_components(wish.target, config))
+    goal = dataclasses.replace(goal, fixed=fixed_choices(profile, config))
+    found = dataclasses.replace(make_plan(profile, resources, goal), profile=profile, resources=resources)
+    if wish.output is not None:
+        found.save(wish.output)
+    if as_json:
+        fact_json(found.to_json())
+        return
+    show(found)
+    if wish.output is not None:
+        note(f"written to {wish.output}; serve it: patchwork deploy {wish.target} --plan {wish.output}")
+
+
+def fixed_choices(profile: Profile, config: Config) -> Mapping[str, Fixed]:
+    """What ``patchwork.yaml`` says of components; a batch that was not measured is told by the planner."""
+    profiled = {c.id: c for c in profile.components}
+    fixed = {}
+    for name, wish in config.components.items():
+        if name not in profiled or profiled[name].external:
+            continue  # kept in the orchestrator, or a hosted API: nothing to place
+        if wish.replicas is not None or wish.max_batch is not None:
+            count = wish.replicas
+            fixed[name] = Fixed(batch=wish.max_batch, min_replicas=count, max_replicas=count)
+    return fixed
+
+
+def _goal(wish: Wish) -> Goal:
+    if wish.rate is not None and not (math.isfinite(wish.rate) and wish.rate > 0):
+        raise UsageError(
+            f"--rate: {wish.rate:g} must be more than 0 requests/s; leave it out for as many as the resources bear"
+        )
+    use = wish.max_utilisation
+    if use is not None and not 0 < use <= 1:
+        raise UsageError(f"--max-utilisation: {use:g} must be above 0 and at most 1")
+    slo_s = seconds("--slo", wish.slo) if wish.slo is not None else None
+    return Goal(rate_per_s=wish.rate, slo_s=slo_s, max_utilisation=1.0 if use is None else use)
+
+
+def _resources(wish: Wish) -> Resources:
+    """Those of ``--resources``, or one machine: this one, but for what ``--cpus`` and ``--gpus`` say."""
+    if wish.resources is not None:
+        if wish.cpus is not None or wish.gpus is not None:
+            raise UsageError("give --resources, or --cpus and --gpus")
+        return _read_resources(wish.resources)
+    for option, count in (("--cpus", wish.cpus), ("--gpus", wish.gpus)):
+        if count is not None and not (math.isfinite(count) and count >= 0):
+            raise UsageError(f"{option}: {count:g} must be 0 or more")
+    cpus = float(available_cores()) if wish.cpus is None else wish.cpus
+    gpus = len(gpu_names()) if wish.gpus is None else wish.gpus
+    if not cpus and not gpus:
+        raise UsageError("--cpus: 0 with no GPU leaves nothing to run on; give one of --cpus and --gpus")
+    # a machine that is only imagined has as much memory as it needs
+    memory = int(psutil.virtual_memory().total) if wish.cpus is None and wish.gpus is None else None
+    return Resources.machine(cpus=cpus, gpus=gpus, memory_bytes=memory)
+
+
+def _read_resources(path: Path) -> Resources:
+    try:
+        return Resources.from_json(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"--resources: cannot read {path} ({type(error).__name__})") from error
+    except ValueError as error:
+        if isinstance(error, InvalidInput):
+            raise
+        raise UsageError(f"--resources: {path} is not JSON ({error})") from error
+
+
+def _components(target: str, config: Config) -> list[str]:
+    """Ids of the chain's components, found in a process of its own."""
+    request = build_process.BuildRequest(target, "plan", config.model_dump(mode="json"), inspect_only=True)
+    with stop_signals(), progress_display(as_json=False) as progress:
+        try:
+            graph = build_process.inspect(request, progress, Paths.from_env())
+        except BaseException:
+            build_process.cancel_running()
+            raise
+    return [component.id for component in graph.components]
+
+
+def show(found: Plan) -> None:
+    """The plan as a table and a few sentences."""
+    table = Table(
+        "component", "on", "replicas", "batch", "cpus", "gpus", "calls/s", "used", "alone",
+        box=None, padding=(0, 2, 0, 0), header_style="dim",
+    )  # fmt: skip
+    for component in found.components:
+        for place in component.placements:
+            on = place.hardware if place.node_type == "machine" else f"{place.hardware} of {place.node_type}"
+            table.add_row(
+                component.id, on, str(place.replicas), str(place.batch), f"{place.cpus * place.replicas:g}",
+                f"{place.gpus * place.replicas:g}", f"{place.calls_per_s:.4g}", f"{component.utilisation:.0%}",
+                f"{component.path_s * 1000:.4g} ms",
+            )  # fmt: skip
+    console().print(table)
+    asked = f" ({found.target_rate_per_s:g} asked for)" if found.target_rate_per_s else ""
+    fact(f"sustains {found.rate_per_s:.4g} requests/s{asked}, limited by {found.bottleneck}; cost {found.cost:g}")
+    promise = f"; the SLO is {found.slo_s:g} s" if found.slo_s else ""
+    fact(
+        f"one request alone takes {found.path_s:.3g} s, {found.full_batch_path_s:.3g} s when every batch is full{promise}"
+    )
+    for more in found.marginals:
+        where = "" if more.node_type == "machine" else f" in {more.node_type}"
+        fact(
+            f"one more {more.resource.upper()}{where}: {f'+{more.gain_per_s:.3g} requests/s' if more.gain_per_s else 'no gain'}"
+        )

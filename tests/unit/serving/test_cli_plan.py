@@ -1,0 +1,198 @@
+"""``patchwork plan`` as a person uses it, and a plan applied to a release."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kit.planning import component, profile
+from patchwork_adapters.graph import Component, ComponentGraph
+from patchwork_scheduler.errors import InvalidInput, ProfileMismatch
+from patchwork_scheduler.plan import make_plan
+from patchwork_scheduler.plan_model import Plan
+from patchwork_scheduler.profile_model import Profile
+from patchwork_scheduler.resources import NodeType, Resources
+from patchwork_serving import build_process, cli
+from patchwork_serving.applying import apply_plan
+from patchwork_serving.bundle import Bundle, version_of
+from patchwork_serving.release import ComponentSpec, Release
+
+RAG = profile(
+    component("retriever", cpu={1: 0.02, 8: 0.08}), component("llm", gpu={1: 0.5, 8: 0.8}, visits=1.3), chain="rag.py"
+)
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with ``rag.py``, whose components are a retriever and an LLM, and its profile."""
+    graph = ComponentGraph(
+        "rag.py",
+        "langchain",
+        (
+            Component("retriever", "retriever", "c", "engine", "pgvector"),
+            Component("llm", "llm", "c", "protocol", "vllm"),
+        ),
+    )
+    monkeypatch.setattr(build_process, "inspect", lambda *_: graph)
+    (tmp_path / "rag.py").write_text("")
+    RAG.save(tmp_path / "profile.json")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def plan(*options: str) -> int:
+    return cli.run(["plan", "rag.py", "--profile", "profile.json", *options])
+
+
+def test_the_plan_names_replicas_rate_bottleneck_and_what_one_more_would_buy(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert plan("--slo", "3s", "--cpus", "4", "--gpus", "2", "-o", "plan.json") == 0
+    told = capsys.readouterr().out
+    assert "limited by llm" in told
+    assert "one more GPU: +7.69 requests/s" in told
+    assert "one more CPU: no gain" in told
+    written = Plan.load(here / "plan.json")
+    assert written.component("llm").replicas == 2
+    assert written.profile == RAG
+    assert written.resources == Resources.machine(cpus=4, gpus=2)
+
+
+def test_json_is_the_plan_and_choices_of_patchwork_yaml_are_kept(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (here / "patchwork.yaml").write_text("components: {retriever: {replicas: 3, max_batch: 1}}")
+    assert plan("--cpus", "4", "--gpus", "2", "--json") == 0
+    (place,) = Plan.from_json(json.loads(capsys.readouterr().out)).component("retriever").placements
+    assert (place.replicas, place.batch) == (3, 1)
+
+
+def other_chain(folder: Path) -> None:
+    profile(component("embedder", cpu={1: 0.1}), chain="other.py").save(folder / "profile.json")
+
+
+def no_seconds(folder: Path) -> None:
+    document = RAG.to_json()
+    document["components"][0]["measured"][0]["points"][0]["seconds"] = -1
+    (folder / "profile.json").write_text(json.dumps(document))
+
+
+def unmeasured_batch(folder: Path) -> None:
+    (folder / "patchwork.yaml").write_text("components: {llm: {max_batch: 5}}")
+
+
+def unknown_resource(folder: Path) -> None:
+    (folder / "nodes.json").write_text('{"nodes": [{"name": "n", "cpus": 4, "tpus": 8}]}')
+
+
+def unmeasured_hardware(folder: Path) -> None:
+    (folder / "nodes.json").write_text('{"nodes": [{"name": "n", "cpus": 4, "gpus": 1, "hardware": ["cpu", "h200"]}]}')
+
+
+@pytest.mark.parametrize(
+    ("given", "options", "code", "told"),
+    [
+        (None, ["--rate", "0", "--cpus", "4"], 2, "--rate: 0 must be more than 0"),
+        (None, ["--slo", "0s", "--cpus", "4"], 2, "--slo"),
+        (None, ["--cpus", "0", "--gpus", "0"], 2, "--cpus: 0"),
+        (None, ["--max-utilisation", "1.5"], 2, "--max-utilisation: 1.5"),
+        (other_chain, ["--cpus", "4"], 2, "the profile is of another chain (other.py)"),
+        (no_seconds, ["--cpus", "4"], 2, "components[0].measured[0].points[0].seconds is -1"),
+        (unmeasured_batch, ["--cpus", "4", "--gpus", "1"], 2, "fixed.llm.batch is 5, which was not measured; measured were 1, 8"),
+        (unknown_resource, ["--resources", "nodes.json"], 2, "nodes[0].tpus"),
+        (unmeasured_hardware, ["--resources", "nodes.json"], 1, "'llm' was measured on gpu, but the nodes offer cpu, h200"),
+        (None, ["--cpus", "4", "--gpus", "1", "--rate", "1000"], 1, "rate is 1000 requests/s, but these resources sustain"),
+        (None, ["--cpus", "4", "--gpus", "1", "--slo", "100ms"], 1, "slo is 0.1 s, but one request"),
+        (None, ["--cpus", "4"], 1, "'llm' was measured on gpu, but the nodes offer cpu" ),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_planned_names_field_value_and_remedy(
+    here: Path, given: Any, options: list[str], code: int, told: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if given is not None:
+        given(here)
+    assert plan(*options) == code
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    assert told in shown.err.splitlines()[0]
+
+
+def specs(**changes: Any) -> Release:
+    components = (
+        ComponentSpec("retriever", "retriever", "engine", "pgvector"),
+        ComponentSpec("llm", "llm", "protocol", "vllm", "m", **changes),
+        ComponentSpec("api", "llm", "external", "external", "gpt"),
+    )
+    return Release("rag", "rag.py", "", ComponentGraph("rag.py", "langchain", ()), components)
+
+
+def made(cpus: float = 4, gpus: int = 2, **changes: Any) -> Plan:
+    return dataclasses.replace(make_plan(RAG, Resources.machine(cpus=cpus, gpus=gpus)), **changes)
+
+
+def test_a_plan_says_replicas_batches_cores_and_gpus_of_each_component() -> None:
+    retriever, llm, api = apply_plan(specs(), made(profile=RAG)).components
+    assert (llm.replicas, llm.slots, llm.num_gpus) == (
+        2,
+        8,
+        1.0,
+    )  # it batches inside: a batch is what may be in at once
+    assert (retriever.max_batch, retriever.slots, retriever.num_gpus) == (
+        made().component("retriever").placements[0].batch,
+        None,
+        0.0,
+    )
+    assert retriever.cost == {"sizes": (1.0, 8.0), "seconds": (0.02, 0.08)}
+    assert api == specs().components[2]
+
+
+def test_an_emulated_component_asks_for_no_gpu() -> None:
+    llm = apply_plan(specs(emulate={"rows": []}), made()).components[1]
+    assert (llm.replicas, llm.num_gpus, llm.max_batch, llm.slots) == (2, 0.0, 8, None)
+
+
+def test_another_number_of_replicas_replaces_none_of_them() -> None:
+    def versions(plan: Plan) -> list[str]:
+        release = apply_plan(specs(), plan)
+        return [version_of(spec, Bundle(release)) for spec in release.components]
+
+    assert versions(made(gpus=2)) == versions(made(gpus=4))
+
+
+def test_a_plan_of_another_chain_is_refused() -> None:
+    other = make_plan(profile(component("embedder", cpu={1: 0.1})), Resources.machine(cpus=2))
+    with pytest.raises(ProfileMismatch, match="it has embedder, the chain has llm, retriever"):
+        apply_plan(specs(), other)
+
+
+def test_a_component_on_two_sorts_of_hardware_is_refused_by_name() -> None:
+    both = profile(component("retriever", cpu={1: 0.1}, gpu={1: 0.1}), component("llm", gpu={1: 0.01}))
+    plan = make_plan(both, Resources((NodeType("c", cpus=2), NodeType("g", cpus=0, gpus=3, hardware=("gpu",)))))
+    assert {p.hardware for p in plan.component("retriever").placements} == {"cpu", "gpu"}
+    with pytest.raises(InvalidInput, match="'retriever' is placed on hardware of different sorts"):
+        apply_plan(specs(), plan)
+
+
+def test_a_plan_edited_by_hand_is_refused_before_anything_starts(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    document = made().to_json()
+    document["components"][1]["placements"][0]["replicas"] = 7
+    (tmp_path / "plan.json").write_text(json.dumps(document))
+    assert cli.run(["deploy", "x.py", "--plan", str(tmp_path / "plan.json")]) == 2
+    told = capsys.readouterr().err.splitlines()[0]
+    assert "'llm': capacity_per_s is 20, but its placements carry 70" in told
+    assert "make the plan again with 'patchwork plan'" in told
+
+
+def test_a_plan_and_its_profile_read_back_as_they_were(tmp_path: Path) -> None:
+    plan = made(profile=RAG, resources=Resources.machine(cpus=4, gpus=2))
+    plan.save(tmp_path / "plan.json")
+    assert Plan.load(tmp_path / "plan.json") == plan
+    assert Profile.from_json(plan.to_json()["profile"]) == RAG
+    release = apply_plan(specs(), plan)
+    assert Release.from_json(json.loads(json.dumps(release.to_json()))).plan == plan.to_json()
