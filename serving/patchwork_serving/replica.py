@@ -9,12 +9,10 @@ from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
-from patchwork_scheduler.policies import policy_by_name
-from patchwork_scheduler.queue import CallQueue
 from patchwork_serving import board
 from patchwork_serving.bundle import Bundle, apply_environment
 from patchwork_serving.components.engine import BatchEngine, ContinuousEngine
-from patchwork_serving.components.host import ComponentHost
+from patchwork_serving.components.hosting import host_of
 from patchwork_serving.release import ComponentSpec
 from patchwork_serving.telemetry import ReplicaTelemetry, open_tracing
 from patchwork_serving.wire import CallFrame, ReplyFrame
@@ -36,15 +34,9 @@ class ComponentReplica:
         self._tracing = open_tracing(bundle.release.name, spec.id)
         self._telemetry = ReplicaTelemetry(self._tracing, spec.id)
         engine = await asyncio.to_thread(build, spec, bundle)  # may fetch a model
-        continuous = isinstance(engine, ContinuousEngine)
-        queue = CallQueue(
-            policy_by_name("fifo"),
-            max_batch=1 if continuous else spec.max_batch,  # a continuous engine is granted one call at a time
-            max_wait_s=0.0 if continuous else spec.max_wait_s,
-        )
         # a batch of searches keeps one connection busy
         batches = bundle.config.store.pool_size if spec.engine == "pgvector" and spec.emulate is None else 1
-        self._host = ComponentHost(engine, queue, replica=self._name, slots=spec.slots, parallel_batches=batches)
+        self._host = host_of(spec, engine, replica=self._name, parallel_batches=batches)
         await self._host.start()
         self._publisher = asyncio.create_task(self._publish())
 
@@ -93,6 +85,7 @@ class ComponentReplica:
                 "queued": load.queued,
                 "running": load.running,
                 "queued_s": load.queued_s,
+                "running_s": load.running_s,
                 **self._host.counts.report(),
             }
             try:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from patchwork_scheduler.errors import UnknownPolicy
-from patchwork_scheduler.policies.base import Policy, Turn
+from patchwork_scheduler.policies.base import Policy, Turn, rank_at
 from patchwork_scheduler.policies.edf import EarliestDeadlineFirst
 from patchwork_scheduler.policies.fifo import Fifo
 from patchwork_scheduler.policies.least_slack import LeastSlack
@@ -33,4 +33,5 @@ def policy_by_name(name: str = DEFAULT_POLICY) -> Policy:
 
 __all__ = [
     "DEFAULT_POLICY", "EarliestDeadlineFirst", "Fifo", "LeastSlack", "PaperRule", "Policy", "Turn", "policy_by_name", "policy_names",
+    "rank_at",
 ]  # fmt: skip

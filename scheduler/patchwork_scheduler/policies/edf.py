@@ -7,6 +7,7 @@ class EarliestDeadlineFirst:
     """Serve first what is due first; a call without a deadline counts as due when its patience ends."""
 
     holds_admission = False
+    heeds_deadlines = True
 
     def rank(self, call: Call) -> float:
         return call.due

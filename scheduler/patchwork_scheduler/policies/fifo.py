@@ -7,6 +7,7 @@ class Fifo:
     """First come, first served."""
 
     holds_admission = False
+    heeds_deadlines = False
 
     def rank(self, call: Call) -> float:
         return call.arrived

@@ -13,6 +13,7 @@ class LeastSlack:
     """
 
     holds_admission = False
+    heeds_deadlines = True
 
     def rank(self, call: Call) -> float:
         return call.due - call.ahead_s

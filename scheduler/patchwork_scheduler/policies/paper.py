@@ -11,6 +11,7 @@ class PaperRule:
     """The rule of the Patchwork paper: a request expected to miss is flagged and jumps the queue; the door is shut meanwhile."""
 
     holds_admission = True
+    heeds_deadlines = False
 
     def rank(self, call: Call) -> float:
         return call.arrived

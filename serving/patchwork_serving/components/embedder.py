@@ -6,6 +6,7 @@ import asyncio
 import base64
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from threading import Event
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ from patchwork_adapters import codec
 from patchwork_adapters.errors import CodecError
 from patchwork_adapters.protocol import HttpResponse, decode_request, encode_response
 from patchwork_serving.components.engine import EngineCall
-from patchwork_serving.components.onnx_texts import OnnxTexts
+from patchwork_serving.components.onnx_texts import OnnxTexts, in_thread
 from patchwork_serving.errors import EngineDied, EngineRefused
 from patchwork_serving.models.registry import Locate
 
@@ -87,8 +88,8 @@ class OnnxEmbedder:
         }
 
     async def run(self, batch: Sequence[EngineCall]) -> Sequence[bytes | Exception]:
-        """One network run for the texts of all calls; a call that cannot be read fails alone."""
-        return await asyncio.to_thread(self._run, batch)
+        """One network run for the texts of all calls; a call that cannot be read fails alone. Cancelling stops between two pieces."""
+        return await in_thread(lambda stop: self._run(batch, stop))
 
     def _load(self) -> OnnxTexts:
         files = self._locate()
@@ -98,10 +99,10 @@ class OnnxEmbedder:
             fallback_max_length=self._default_max_length,
         )  # fmt: skip
 
-    def _run(self, batch: Sequence[EngineCall]) -> list[bytes | Exception]:
+    def _run(self, batch: Sequence[EngineCall], stop: Event | None = None) -> list[bytes | Exception]:
         requests = [self._read(call) for call in batch]
         texts = [text for request in requests if isinstance(request, _Request) for text in request.texts]
-        vectors, tokens = self._embed(texts)
+        vectors, tokens = self._embed(texts, stop)
         replies: list[bytes | Exception] = []
         start = 0
         for request in requests:
@@ -113,14 +114,14 @@ class OnnxEmbedder:
             start = end
         return replies
 
-    def _embed(self, texts: Sequence[str]) -> tuple[Vectors, NDArray[np.int64]]:
+    def _embed(self, texts: Sequence[str], stop: Event | None = None) -> tuple[Vectors, NDArray[np.int64]]:
         """(vectors of shape (len(texts), dim) as the network gives them, tokens of each text)."""
         engine = self._texts
         if engine is None:
             raise EngineDied(f"{self._name} is not running; its replica is starting or shutting down")
         encodings = engine.encode(texts)
         tokens = np.array([len(encoding.ids) for encoding in encodings], dtype=np.int64)
-        vectors = engine.run(encodings, _pooled) if texts else np.empty((0, self._dim), dtype=np.float32)
+        vectors = engine.run(encodings, _pooled, stop) if texts else np.empty((0, self._dim), dtype=np.float32)
         return vectors, tokens
 
     # -- what callers send -------------------------------------------------------------------------------------------

@@ -39,6 +39,7 @@ from patchwork_serving.models.registry import ModelFiles
 
 EMULATED = "emulated"
 DEFAULT_SLOTS = 256  #: vLLM's own number of sequences
+STEP_TOKENS = 8192  #: vLLM's ``max_num_batched_tokens`` on a large GPU
 #: A stream is told of its tokens this often at least: an engine's steps are shorter, and the host coalesces anyway (design D9).
 STREAM_EVERY_S = 0.02
 #: A batch that begins this soon after the last one takes over what the timer overslept; after a pause nothing is owed.
@@ -67,7 +68,7 @@ class StepClock:
 
     def __init__(self, cost: TokenCost, max_sequences: int, clock: Clock) -> None:
         self.late_s = 0.0  #: the most that a step was told late: how far the emulation could be trusted
-        self._engine = SimulatedContinuous(cost, max_sequences=max_sequences)
+        self._engine = SimulatedContinuous(cost, max_sequences=max_sequences, token_budget=STEP_TOKENS)
         self._most_steps = max(1, int(STREAM_EVERY_S / cost.shortest_step_s))
         self._clock = clock
         self._inside: dict[str, _Inside] = {}
@@ -146,7 +147,7 @@ class StepClock:
 
 
 class EmulatedLlm:
-    """A ContinuousEngine. Methods ``POST /v1/chat/completions``, ``POST /v1/completions``, ``chat`` and ``complete``."""
+    """A TokenEngine and a PriorityEngine. Methods ``POST /v1/chat/completions``, ``POST /v1/completions``, ``chat`` and ``complete``."""
 
     def __init__(
         self,
@@ -159,6 +160,8 @@ class EmulatedLlm:
         clock: Clock = time.monotonic,
     ) -> None:
         self.slots = slots or DEFAULT_SLOTS
+        self.step_tokens = STEP_TOKENS
+        self.scheduling_policy = "priority"
         self._cost = cost
         self._wish = wish
         self._name = name
@@ -326,7 +329,7 @@ class EmulatedEmbedder(OnnxEmbedder):
         await self._pace.until(self._pace.end(self._times(sum(call.size for call in batch), self._longest)))
         return replies
 
-    def _embed(self, texts: Sequence[str]) -> tuple[Vectors, Any]:
+    def _embed(self, texts: Sequence[str], stop: Any = None) -> tuple[Vectors, Any]:
         import numpy as np
 
         tokens = np.array([self._wish.n_in or tokens_of(text) for text in texts], dtype=np.int64)
@@ -363,7 +366,7 @@ class EmulatedReranker(RerankerEngine):
         await self._pace.until(self._pace.end(self._times(sum(call.size for call in batch), self._longest)))
         return replies
 
-    def _scored(self, pairs: Sequence[tuple[str, str]]) -> Any:
+    def _scored(self, pairs: Sequence[tuple[str, str]], stop: Any = None) -> Any:
         self._longest = self._wish.n_in or max((tokens_of(query + text) for query, text in pairs), default=0)
         return scores_of(pairs)
 

@@ -27,7 +27,7 @@ import orjson
 from patchwork_adapters import codec
 from patchwork_adapters.protocol import HttpResponse, decode_request, encode_response
 from patchwork_serving.components.engine import EngineCall
-from patchwork_serving.components.openai_chunks import DONE, StreamError, WholeAnswer
+from patchwork_serving.components.openai_chunks import DONE, EventLines, StreamError, Tally, WholeAnswer
 from patchwork_serving.components.prompt_affinity import PromptAffinity
 from patchwork_serving.errors import EngineDied, EngineRefused, ModelCorrupt
 from patchwork_serving.models.registry import Locate
@@ -91,7 +91,7 @@ class _Answer:
 
 
 class LlamaCppEngine:
-    """A ContinuousEngine over one GGUF file.
+    """A TokenEngine over one GGUF file.
 
     Methods ``POST /v1/chat/completions`` and ``POST /v1/completions`` (payloads of the protocol way) and operations ``chat`` and
     ``complete``. A request that llama.cpp refuses (context too long, bad sampling value) is answered with its status and an
@@ -106,6 +106,7 @@ class LlamaCppEngine:
         self._name = name
         self._options = (options or LlamaCppOptions()).resolved(cores or available_cores())
         self.slots = self._options.slots
+        self.step_tokens = self._options.n_batch * (self._options.shards or 1)
         self._shards: list[_Shard] = []
         self._affinity = PromptAffinity()
         self._closed = False
@@ -168,18 +169,21 @@ class LlamaCppEngine:
     async def _protocol(self, call: EngineCall, route: str) -> AsyncIterator[bytes]:
         body = decode_request(call.payload).json()
         if not call.stream:
-            status, document = await self._whole(route, body)
+            status, document = await self._whole(route, body, Tally(call.progress))
             yield encode_response(HttpResponse(status, _JSON, document))
             return
         async with self._asked(route, body) as answer:
             yield encode_response(HttpResponse(answer.status, answer.headers))
+            lines, tally = EventLines(), Tally(call.progress)
             async for chunk in _raw(answer):
+                for data in lines.feed(chunk):
+                    tally.event(data)
                 yield chunk
 
     async def _operation(self, call: EngineCall, route: str) -> AsyncIterator[bytes]:
         body = dict(codec.decode(call.payload)["body"])
         if not call.stream:
-            status, document = await self._whole(route, body)
+            status, document = await self._whole(route, body, Tally(call.progress))
             if status != httpx.codes.OK:
                 raise EngineRefused(_reason(document))
             yield codec.encode_outcome(orjson.loads(document))
@@ -187,11 +191,13 @@ class LlamaCppEngine:
         async with self._asked(route, {**body, "stream": True}) as answer:
             if answer.status != httpx.codes.OK:
                 raise EngineRefused(_reason(await _read(answer)))
+            tally = Tally(call.progress)
             async for data in _events(answer):
+                tally.event(data)
                 if data != DONE:
                     yield codec.encode_outcome(orjson.loads(data))
 
-    async def _whole(self, route: str, body: Mapping[str, Any]) -> tuple[int, bytes]:
+    async def _whole(self, route: str, body: Mapping[str, Any], tally: Tally) -> tuple[int, bytes]:
         """(status, document). Streamed underneath, because llama.cpp notices only there that its caller has left."""
         whole = WholeAnswer()
         async with self._asked(route, {**body, "stream": True, "stream_options": {"include_usage": True}}) as answer:
@@ -199,6 +205,7 @@ class LlamaCppEngine:
                 return answer.status, await _read(answer)
             try:
                 async for data in _events(answer):
+                    tally.event(data)
                     if whole.add(data):
                         return answer.status, orjson.dumps(whole.document())
             except StreamError as error:
@@ -322,13 +329,10 @@ async def _raw(answer: _Answer) -> AsyncIterator[bytes]:
 
 async def _events(answer: _Answer) -> AsyncIterator[bytes]:
     """The data of each server-sent event."""
-    rest = b""
+    lines = EventLines()
     async for chunk in _raw(answer):
-        *lines, rest = (rest + chunk).split(b"\n")
-        for line in lines:
-            name, _, data = line.partition(b":")
-            if name in (b"data", b"error"):
-                yield data.strip()
+        for data in lines.feed(chunk):
+            yield data
 
 
 def _reason(content: bytes) -> str:

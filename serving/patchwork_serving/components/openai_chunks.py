@@ -1,7 +1,7 @@
 """The chunks of an OpenAI stream, put together to the answer that the same request would have had without a stream.
 
 llama.cpp notices that a caller has left only while it streams to him; so it always streams, and whoever asked for a whole answer gets it
-put together here.
+put together here. The same chunks tell how far a call is.
 """
 
 from __future__ import annotations
@@ -11,6 +11,8 @@ from typing import Any
 
 import orjson
 
+from patchwork_serving.components.engine import Progress
+
 DONE = b"[DONE]"
 _OBJECTS = {"chat.completion.chunk": "chat.completion"}
 #: Deltas that grow by concatenation.
@@ -19,6 +21,52 @@ _TEXTS = ("content", "reasoning_content", "refusal")
 
 class StreamError(Exception):
     """The stream ended with an error document; ``args[0]`` is it."""
+
+
+class EventLines:
+    """The data of each server-sent event, from pieces cut anywhere."""
+
+    def __init__(self) -> None:
+        self._rest = b""
+
+    def feed(self, piece: bytes) -> list[bytes]:
+        """Of the events that ``piece`` completes."""
+        *lines, self._rest = (self._rest + piece).split(b"\n")
+        found = (line.partition(b":") for line in lines)
+        return [data.strip() for name, _, data in found if name in (b"data", b"error")]
+
+
+class Tally:
+    """Tells a call's progress from its events: about a token each, and the server's own count at the end."""
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
+
+    def event(self, data: bytes) -> None:
+        if data == DONE:
+            return
+        used = None
+        if b'"usage"' in data or b'"timings"' in data:  # quoted so, it is no part of a text
+            used = usage_of(orjson.loads(data))
+        if used is None:
+            self._progress.generated()
+        else:
+            self._progress.used(*used)
+
+
+def usage_of(document: Mapping[str, Any]) -> tuple[int, int] | None:
+    """(prompt tokens, output tokens) of a chunk or an answer, where it tells them; llama.cpp's ``timings`` do so unasked."""
+    response = document.get("response")
+    usage = document.get("usage") or (response.get("usage") if isinstance(response, dict) else None)
+    if isinstance(usage, dict):
+        return (
+            int(usage.get("prompt_tokens") or usage.get("input_tokens") or 0),
+            int(usage.get("completion_tokens") or usage.get("output_tokens") or 0),
+        )
+    timings = document.get("timings")
+    if isinstance(timings, dict):
+        return int(timings.get("prompt_n", 0)) + int(timings.get("cache_n", 0)), int(timings.get("predicted_n", 0))
+    return None
 
 
 class WholeAnswer:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from threading import Event
 from typing import Any, Protocol
 
 import numpy as np
@@ -13,7 +14,7 @@ from numpy.typing import NDArray
 from patchwork_adapters import codec
 from patchwork_adapters.errors import CodecError
 from patchwork_serving.components.engine import EngineCall
-from patchwork_serving.components.onnx_texts import OnnxTexts
+from patchwork_serving.components.onnx_texts import OnnxTexts, in_thread
 from patchwork_serving.errors import EngineDied, EngineRefused, MissingExtra, ModelCorrupt
 from patchwork_serving.models.registry import Locate
 
@@ -22,8 +23,8 @@ Pair = tuple[str, str]
 
 
 class _Scorer(Protocol):
-    def __call__(self, pairs: Sequence[Pair]) -> Scores:
-        """One score per pair; blocks."""
+    def __call__(self, pairs: Sequence[Pair], stop: Event | None = None) -> Scores:
+        """One score per pair; blocks, and where it can, gives up once ``stop`` is set."""
         ...
 
 
@@ -59,14 +60,14 @@ class RerankerEngine:
         return {"engine": "reranker", "model": self._name, "form": self._form, "threads": self._threads}
 
     async def run(self, batch: Sequence[EngineCall]) -> Sequence[bytes | Exception]:
-        return await asyncio.to_thread(self._run, batch)
+        return await in_thread(lambda stop: self._run(batch, stop))
 
-    def _run(self, batch: Sequence[EngineCall]) -> list[bytes | Exception]:
+    def _run(self, batch: Sequence[EngineCall], stop: Event | None = None) -> list[bytes | Exception]:
         if self._score is None:
             raise EngineDied(f"{self._name} is not running; its replica is starting or shutting down")
         requests = [self._read(call) for call in batch]
         pairs = [pair for request in requests if isinstance(request, list) for pair in request]
-        scores = self._score(pairs) if pairs else np.empty(0, dtype=np.float32)
+        scores = self._score(pairs, stop) if pairs else np.empty(0, dtype=np.float32)
         replies: list[bytes | Exception] = []
         start = 0
         for request in requests:
@@ -103,8 +104,8 @@ class _OnnxScorer:
     def __init__(self, texts: OnnxTexts) -> None:
         self._texts = texts
 
-    def __call__(self, pairs: Sequence[Pair]) -> Scores:
-        return self._texts.run(self._texts.encode(pairs), self._reduce)
+    def __call__(self, pairs: Sequence[Pair], stop: Event | None = None) -> Scores:
+        return self._texts.run(self._texts.encode(pairs), self._reduce, stop)
 
     def close(self) -> None:
         self._texts.close()
@@ -134,7 +135,7 @@ def _hugging_face_scorer(path: Path, max_length: int | None) -> _Scorer:
         ) from error
     encoder = CrossEncoder(str(path), **({"max_length": max_length} if max_length else {}))
 
-    def score(pairs: Sequence[Pair]) -> Scores:
+    def score(pairs: Sequence[Pair], stop: Event | None = None) -> Scores:
         return np.asarray(encoder.predict(list(pairs), show_progress_bar=False), dtype=np.float32)
 
     return score

@@ -7,11 +7,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from patchwork_adapters.placement import component_id
-from patchwork_scheduler.policies import policy_by_name
-from patchwork_scheduler.queue import CallQueue
-from patchwork_serving.components.engine import ContinuousEngine
 from patchwork_serving.components.factory import build_engine
 from patchwork_serving.components.host import ComponentHost
+from patchwork_serving.components.hosting import host_of
 from patchwork_serving.config import Config, Paths
 from patchwork_serving.models.fetch import ensure
 from patchwork_serving.models.packaged import ModelKind
@@ -66,10 +64,10 @@ class ModelHosts:
             spec = ComponentSpec(
                 id=component_id(model.kind, model.name), kind=model.kind, way="engine", engine=model.engine, model=model.name,
                 engine_args={**({} if model.engine == "emulated" else self._engine_args.get(model.kind, {})), **model.engine_args},
+                max_batch=self._max_batch,
+                policy="fifo",  # nobody's deadline is known here
             )  # fmt: skip
             engine = build_engine(spec, self._config, self._paths)
-            one_by_one = isinstance(engine, ContinuousEngine)
-            queue = CallQueue(policy_by_name("fifo"), max_batch=1 if one_by_one else self._max_batch)
-            host = ComponentHost(engine, queue, replica=model.name)
+            host = host_of(spec, engine, replica=model.name)
             await host.start()
         return host

@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 
-from patchwork_scheduler.policies import policy_by_name
-from patchwork_scheduler.queue import CallQueue
 from patchwork_serving.components.coalesce import coalesce
 from patchwork_serving.components.engine import EngineCall
 from patchwork_serving.components.host import ComponentHost
-from patchwork_serving.errors import EngineDied, EngineRefused
+from patchwork_serving.components.hosting import host_of
+from patchwork_serving.errors import ConfigError, EngineDied, EngineRefused
+from patchwork_serving.release import ComponentSpec
 from patchwork_serving.wire import CallFrame, ReplyFrame, Report
 
 
@@ -75,16 +75,18 @@ class Tokens:
                 self.aborted.append(call.id)
 
 
-def frame(name: str, payload: bytes = b"x", remaining_s: float | None = None, stream: bool = False) -> CallFrame:
-    return CallFrame(
-        id=name, request_id="r", leaf="l", method="m", payload=payload, remaining_s=remaining_s, stream=stream
-    )
+def frame(name: str, payload: bytes = b"x", **fields: Any) -> CallFrame:
+    return CallFrame(id=name, request_id="r", leaf="l", method="m", payload=payload, **fields)
 
 
 async def host(engine: Any, max_batch: int = 8) -> ComponentHost:
-    built = ComponentHost(engine, CallQueue(policy_by_name("fifo"), max_batch=max_batch), replica="replica-1")
+    built = host_of(spec(max_batch=max_batch), engine, replica="replica-1")
     await built.start()
     return built
+
+
+def spec(**fields: Any) -> ComponentSpec:
+    return ComponentSpec(id="c", kind="llm", way="engine", engine="fake", **fields)
 
 
 async def until(condition: Callable[[], bool]) -> None:
@@ -226,6 +228,86 @@ async def test_leaving_a_stream_aborts_the_engine_and_frees_the_slot() -> None:
     await served.close()
 
 
+async def test_the_promised_end_orders_calls_and_not_the_time_at_which_they_are_given_up() -> None:
+    engine = Gate()
+    served = await host(engine, max_batch=1)
+    running = asyncio.create_task(served.call(frame("running")))
+    await until(lambda: engine.batches == [["running"]])
+    late, soon = frame("late", remaining_s=50.0, due_s=40.0), frame("soon", remaining_s=90.0, due_s=30.0)
+    others = [asyncio.create_task(served.call(one)) for one in (late, soon)]
+    await until(lambda: served.load().queued == 2)
+    engine.open.set()
+    await asyncio.gather(running, *others)
+    assert engine.batches == [["running"], ["soon"], ["late"]]
+    await served.close()
+
+
+async def test_a_call_whose_request_has_much_before_it_goes_first_among_those_due_at_the_same_time() -> None:
+    engine = Gate()
+    served = await host(engine, max_batch=1)
+    running = asyncio.create_task(served.call(frame("running")))
+    await until(lambda: engine.batches == [["running"]])
+    last, first = frame("last", due_s=40.0, ahead_s=1.0), frame("first", due_s=40.0, ahead_s=9.0, after_s=8.0)
+    others = [asyncio.create_task(served.call(one)) for one in (last, first)]
+    await until(lambda: served.load().queued == 2)
+    engine.open.set()
+    await asyncio.gather(running, *others)
+    assert engine.batches == [["running"], ["first"], ["last"]]
+    await served.close()
+
+
+async def test_a_request_that_is_late_but_not_given_up_is_served() -> None:
+    engine = Gate()
+    engine.open.set()
+    served = await host(engine)
+    assert (await served.call(frame("a", remaining_s=30.0, due_s=-1.0))).error is None
+    await served.close()
+
+
+async def test_a_batch_that_is_cancelled_before_it_ran_leaves_its_place() -> None:
+    engine = Gate()
+    served = await host(engine)
+    task = asyncio.create_task(served.call(frame("a")))
+    await until(lambda: served.load().running == 1)
+    task.cancel()
+    await asyncio.wait({task})
+    await until(lambda: served.load().running == 0)
+    await served.close()
+
+
+class Ordered(Tokens):
+    """An engine with a queue of its own, which goes by arrival unless told otherwise."""
+
+    def __init__(self, scheduling_policy: str) -> None:
+        super().__init__()
+        self.scheduling_policy = scheduling_policy
+        self.priorities: dict[str, int] = {}
+        self.closed = 0
+
+    async def close(self) -> None:
+        self.closed += 1
+
+    async def generate(self, call: EngineCall) -> AsyncIterator[bytes]:
+        self.priorities[call.id] = call.priority
+        yield b"x"
+
+
+async def test_an_engine_that_would_undo_the_order_is_refused_at_start() -> None:
+    engine = Ordered("fcfs")
+    with pytest.raises(ConfigError, match="scheduling policy 'fcfs'"):
+        await host(engine)
+    assert engine.closed == 1
+
+
+async def test_an_engine_with_priorities_gets_the_order_of_the_queue_with_lower_as_earlier() -> None:
+    engine = Ordered("priority")
+    served = await host(engine)
+    frames = [frame("soon", due_s=10.0), frame("late", due_s=20.0), frame("lost", due_s=10.0, ahead_s=30.0)]
+    await asyncio.gather(*(served.call(one) for one in frames))
+    assert sorted(engine.priorities, key=engine.priorities.__getitem__) == ["soon", "late", "lost"]
+    await served.close()
+
+
 async def test_coalescing_keeps_order_and_raises_what_the_source_raised() -> None:
     async def source() -> AsyncIterator[bytes]:
         for i in range(5):
@@ -248,9 +330,7 @@ def test_frames_survive_the_wire() -> None:
 
 async def test_a_replica_counts_calls_and_the_seconds_of_each_batch_size_but_not_those_that_failed() -> None:
     engine, now = Gate(), [10.0]
-    counting = ComponentHost(
-        engine, CallQueue(policy_by_name("fifo"), max_batch=4), replica="x#1", clock=lambda: now[0]
-    )
+    counting = host_of(spec(max_batch=4), engine, replica="x#1", clock=lambda: now[0])
     await counting.start()
     first = asyncio.create_task(counting.call(frame("a")))
     while not engine.batches:

@@ -1,0 +1,124 @@
+"""What a replica learns of its engine, from engines whose truth is known."""
+
+from __future__ import annotations
+
+import dataclasses
+import random
+
+import pytest
+
+from patchwork_scheduler.cost import BatchCost, TokenCost
+from patchwork_scheduler.errors import IncompleteProfile
+from patchwork_scheduler.learned import LearnedBatchCost, LearnedTokenCost, Stretch, TokenCounts, TokenMeter, cost_of
+from patchwork_scheduler.simulated_engines import SimulatedContinuous
+
+TRUTH = BatchCost((1.0, 8.0, 32.0), (0.010, 0.012, 0.050))
+ENGINE = TokenCost(base_s=0.007, prefill_s=2.4e-5, sequence_s=4e-5)
+
+
+def test_nothing_is_predicted_before_anything_ran() -> None:
+    cost = LearnedBatchCost()
+    assert cost(32) == cost.per_item_s(32) == 0.0
+    assert LearnedTokenCost().cost is None
+
+
+def test_a_batch_engine_is_learnt_from_its_batches_and_a_hiccup_is_not_believed() -> None:
+    cost, rng = LearnedBatchCost(), random.Random(1)
+    for n in range(300):
+        size = rng.randint(1, 32)
+        cost.observe(size, TRUTH(size) * rng.uniform(0.9, 1.1) * (50.0 if n % 25 == 0 else 1.0))
+    for size in (1, 8, 16, 32):
+        assert cost(size) == pytest.approx(TRUTH(size), rel=0.2)
+    assert cost.per_item_s(32) == pytest.approx(TRUTH.per_item_s(32), rel=0.2)
+
+
+def test_sizes_that_were_not_seen_follow_the_profile_at_the_speed_of_those_that_were() -> None:
+    cost = LearnedBatchCost(TRUTH)
+    assert cost(32) == TRUTH(32)
+    for _ in range(100):
+        cost.observe(1, 0.020)
+    assert cost(1) == pytest.approx(0.020)
+    assert cost(32) == pytest.approx(0.100, rel=0.05)
+
+
+def test_a_machine_that_becomes_slower_is_noticed() -> None:
+    cost = LearnedBatchCost()
+    for seconds in (0.01, 0.03):
+        for _ in range(20):
+            cost.observe(4, seconds)
+    assert cost(4) == pytest.approx(0.03)
+
+
+def driven(cost: TokenCost, *, rate: float, span_s: float, seed: int = 0) -> list[Stretch]:
+    """Stretches that a replica sees of the simulated engine, when calls of all sizes come at random."""
+    engine, meter, rng = SimulatedContinuous(cost), TokenMeter(), random.Random(seed)
+    stretches: list[Stretch | None] = []
+    seen: dict[str, int] = {}
+    arrivals, now, number = 0.0, 0.0, 0
+    while now < span_s:
+        while arrivals <= now or not len(engine):
+            now = max(now, arrivals)
+            prompt, number = rng.randint(50, 1500), number + 1
+            engine.add(f"c{number}", prompt, rng.randint(1, 200), 0.0, now)
+            meter.started(f"c{number}", prompt, now)
+            seen[f"c{number}"] = 0
+            arrivals += rng.expovariate(rate)
+        end = engine.start(now, most_steps=1)
+        assert end is not None
+        now = end
+        first, done = engine.finish()
+        for call in (*first, *(c for c, tokens in seen.items() if tokens and c not in first)):
+            seen[call] += 1
+            stretches.append(meter.generated(call, 1, now))
+        for call in done:
+            del seen[call]
+            stretches.append(meter.finished(call, now))
+    return [one for one in stretches if one is not None]
+
+
+def test_a_token_engine_is_learnt_from_what_comes_out_of_it() -> None:
+    learned = LearnedTokenCost()
+    for stretch in driven(ENGINE, rate=12.0, span_s=40.0):
+        learned.observe(stretch)
+    found = learned.cost
+    assert found is not None
+    # what decisions rest on: how long a step is with so many sequences and so much prefill
+    for prefill, sequences in ((0, 1), (0, 30), (1500, 30), (4000, 10)):
+        assert found.step_s(prefill, sequences) == pytest.approx(ENGINE.step_s(prefill, sequences), rel=0.35)
+
+
+def test_a_profile_is_compared_with_what_the_engine_really_takes() -> None:
+    learned = LearnedTokenCost(ENGINE)
+    stretches = driven(ENGINE.scaled(2.0), rate=5.0, span_s=40.0)
+    for stretch in stretches:
+        learned.observe(stretch)
+    assert learned.cost is ENGINE
+    ratio = sum(one.seconds for one in stretches) / sum(learned.predicted_s(one) for one in stretches)
+    assert ratio == pytest.approx(2.0, rel=0.25)
+
+
+def test_a_stretch_in_which_a_prompt_was_given_up_is_not_counted() -> None:
+    meter = TokenMeter()
+    meter.started("a", 500, 0.0)
+    assert meter.finished("a", 10.0) is None
+    meter.started("b", 100, 20.0)
+    meter.generated("b", 1, 20.1)
+    assert meter.finished("b", 20.2) == Stretch(pytest.approx(0.2), 0.0, 0.0, 100.0)  # type: ignore[arg-type]
+
+
+def test_tokens_of_a_call_are_foretold_by_its_bytes_its_site_and_its_own_limit() -> None:
+    counts = TokenCounts()
+    assert counts.prompt(4000) == 1000
+    assert counts.output("grade", 16) == 16
+    for _ in range(20):
+        counts.observe("grade", request_bytes=3000, prompt_tokens=600, output_tokens=4)
+    assert counts.prompt(3000) == 600
+    assert counts.output("grade", 16) == 4
+    assert counts.output("answer", None) > 4
+
+
+def test_a_cost_survives_the_way_to_a_replica_and_another_document_is_refused() -> None:
+    for cost in (TRUTH, ENGINE):
+        assert cost_of(dataclasses.asdict(cost)) == cost
+    with pytest.raises(IncompleteProfile, match="not rate"):
+        cost_of({"rate": 3})
