@@ -98,7 +98,14 @@ def start(
         "--include-dashboard=false", "--disable-usage-stats", f"--temp-dir={folder}", f"--object-store-memory={OBJECT_STORE_BYTES}",
         f"--ray-client-server-port={free_port()}", "--include-log-monitor=false", *([f"--num-cpus={num_cpus}"] if num_cpus else []),
     ]  # fmt: skip
-    env = {**os.environ, **auth_env(paths), "RAY_SERVE_LOG_TO_STDERR": "0", "PYTHONUNBUFFERED": "1"}
+    env = {
+        **os.environ,
+        **auth_env(paths),
+        "RAY_SERVE_LOG_TO_STDERR": "0",
+        "PYTHONUNBUFFERED": "1",
+        # Ray runs workers at nice 15 by default: a replica would get what everything else on the machine leaves
+        "RAY_worker_niceness": os.environ.get("RAY_worker_niceness", "0"),
+    }
     with log.open("wb") as output:
         child = subprocess.Popen(  # its own session: the terminal's Ctrl-C reaches us only, and we stop it in order
             command, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, start_new_session=True, env=env
