@@ -104,7 +104,7 @@ def start(
         "RAY_SERVE_LOG_TO_STDERR": "0",
         "PYTHONUNBUFFERED": "1",
         # Ray runs workers at nice 15 by default: a replica would get what everything else on the machine leaves
-        "RAY_worker_niceness": os.environ.get("RAY_worker_niceness", "0"),
+        "RAY_worker_niceness": os.environ.get("RAY_worker_niceness", "0"),  # noqa: SIM112  Ray's own spelling
     }
     with log.open("wb") as output:
         child = subprocess.Popen(  # its own session: the terminal's Ctrl-C reaches us only, and we stop it in order

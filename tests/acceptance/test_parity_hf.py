@@ -1,8 +1,8 @@
 """``hf_rag.py`` deployed against plain, 30 questions one after the other: its own objects to the letter, the shared engine nearly so.
 
-In the ``own`` way replicas run the user's ``transformers`` pipeline: nothing may differ. In the ``engine`` way llama.cpp computes with 8-bit
-numbers where ``transformers`` has floats, and picks another token where two are about equally likely (docs/decisions/three-ways.md): what
-must agree is where an answer starts out.
+In the ``own`` way replicas run the user's ``transformers`` pipeline: nothing may differ. In the ``engine`` way llama.cpp computes with
+8-bit numbers where ``transformers`` has floats, and picks another token where two are about equally likely
+(docs/decisions/three-ways.md): what must agree is where an answer starts out.
 """
 
 from __future__ import annotations
@@ -43,9 +43,10 @@ def env(postgres_dsn: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str
 def plain(env: dict[str, str]) -> list[str]:
     """The example as it is; it also fills the table that the deployments search."""
     code = "import sys, json; from hf_rag import chain\nfor q in sys.stdin: print(json.dumps(chain.invoke(q.strip())))"
+    path = os.pathsep.join([str(EXAMPLES), os.environ.get("PYTHONPATH", "")])
     result = subprocess.run(
         [sys.executable, "-c", code], input="\n".join(QUESTIONS[:NUM_QUESTIONS]), capture_output=True, text=True,
-        env={**os.environ, **env, "PYTHONPATH": f"{EXAMPLES}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"}, cwd=ROOT, timeout=900, check=False,
+        env={**os.environ, **env, "PYTHONPATH": path}, cwd=ROOT, timeout=900, check=False,
     )  # fmt: skip
     assert result.returncode == 0, result.stderr[-2000:]
     return [json.loads(line) for line in result.stdout.splitlines() if line.startswith('"')]
