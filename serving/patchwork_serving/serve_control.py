@@ -96,7 +96,7 @@ def connect(cluster: Cluster, given_up: threading.Event | None = None) -> None:
 def _reread_authentication() -> None:
     """Ray's core reads mode and token once, when it is loaded: a program that talked to another Ray before would show its token."""
     from ray._private.authentication.authentication_token_setup import Config
-    from ray._raylet import AuthenticationTokenLoader
+    from ray._raylet import AuthenticationTokenLoader  # type: ignore[attr-defined]  # its stub leaves it out
 
     Config.initialize("")
     AuthenticationTokenLoader.instance().reset_cache()
