@@ -7,7 +7,8 @@ Three sides, one after the other, same questions, same models, 16 concurrent cli
 ``whole_batching`` LangServe, models behind ``patchwork models serve`` (that server batches)
 ``deployed``       ``patchwork deploy examples/vanilla_rag.py``
 
-Ratios are what counts: absolute times are noise on a shared machine.
+Ratios are what counts: absolute times are noise on a shared machine. CPU is told net of what a part takes when nothing is asked. The
+overhead of gateway and orchestrator is what the ingress takes beyond what the same chain takes in LangServe's process.
 """
 
 from __future__ import annotations
@@ -41,6 +42,7 @@ QUESTIONS = [
     if line.strip()
 ]
 START_TIMEOUT_S = 300.0
+IDLE_S = 5.0
 
 
 @dataclass(frozen=True)
@@ -50,8 +52,10 @@ class Side:
     latency_p50_s: float
     latency_p95_s: float
     first_chunk_p50_s: float  #: of the streamed requests
-    cpu_s_per_request: dict[str, float]  #: CPU seconds by part
-    memory_mb: dict[str, float]  #: resident, idle after the run
+    cpu_s_per_request: dict[str, float]  #: CPU seconds by part, streamed requests, net of idling
+    cpu_s_per_invoke: dict[str, float]  #: the same for whole answers
+    idle_cpu_share: dict[str, float]  #: of one core, by part, when nothing is asked
+    memory_mb: dict[str, float]  #: proportional set size, idle after the run
 
 
 def main() -> None:
@@ -74,6 +78,7 @@ def main() -> None:
         "requests": options.requests,
         "sides": sides,
         "ratios": ratios,
+        "overhead_cpu_ms": overhead(sides),
         "environment": {
             "cpus": os.cpu_count(),
             "machine": platform.machine(),
@@ -88,6 +93,16 @@ def main() -> None:
         options.output.write_text(text + "\n")
 
 
+def overhead(sides: dict[str, dict[str, Any]]) -> dict[str, float]:
+    """CPU milliseconds per request of gateway and orchestrator: the ingress, less the chain in LangServe's process."""
+    if not {"deployed", "whole_batching"} <= sides.keys():
+        return {}
+    return {
+        kind: round(1000 * (sides["deployed"][kind]["ingress"] - sides["whole_batching"][kind]["chain"]), 1)
+        for kind in ("cpu_s_per_request", "cpu_s_per_invoke")
+    }
+
+
 def measure(name: str, clients: int, requests: int) -> Side:
     with ExitStack() as stack:
         if name == "deployed":
@@ -96,19 +111,43 @@ def measure(name: str, clients: int, requests: int) -> Side:
             url, processes = stack.enter_context(whole(parallel=1 if name == "whole_single" else None))
         print(f"{name}: {url}", file=sys.stderr)
         asyncio.run(load(url, QUESTIONS[:2], 2, streamed=False))  # warm-up: connections, caches of the frameworks
-        before = cpu_seconds(processes)
+        idle = shares(processes)
         questions = [QUESTIONS[i % len(QUESTIONS)] for i in range(requests)]
         began = time.monotonic()
-        results = asyncio.run(load(url, questions, clients, streamed=True))
+        results, per_request = loaded(url, questions, clients, processes, idle, streamed=True)
         elapsed = time.monotonic() - began
-        used = {part: (after - before.get(part, 0.0)) / requests for part, after in cpu_seconds(processes).items()}
+        _, per_invoke = loaded(url, questions, clients, processes, idle, streamed=False)
         good = sorted(r[0] for r in results if r is not None)
         first = sorted(r[1] for r in results if r is not None)
         return Side(
             requests_per_s=round(len(good) / elapsed, 3), failed=requests - len(good), latency_p50_s=quantile(good, 0.5),
-            latency_p95_s=quantile(good, 0.95), first_chunk_p50_s=quantile(first, 0.5),
-            cpu_s_per_request={part: round(seconds, 4) for part, seconds in used.items()}, memory_mb=memory(processes),
+            latency_p95_s=quantile(good, 0.95), first_chunk_p50_s=quantile(first, 0.5), cpu_s_per_request=per_request,
+            cpu_s_per_invoke=per_invoke, idle_cpu_share={k: round(v, 4) for k, v in idle.items()}, memory_mb=memory(processes),
         )  # fmt: skip
+
+
+def shares(processes: dict[str, list[int]]) -> dict[str, float]:
+    """Cores that each part takes while nothing is asked."""
+    before = cpu_seconds(processes)
+    time.sleep(IDLE_S)
+    return {part: (after - before[part]) / IDLE_S for part, after in cpu_seconds(processes).items()}
+
+
+def loaded(
+    url: str,
+    questions: list[str],
+    clients: int,
+    processes: dict[str, list[int]],
+    idle: dict[str, float],
+    *,
+    streamed: bool,
+) -> tuple[list[tuple[float, float] | None], dict[str, float]]:
+    """The results of the load, and CPU seconds per request by part, net of idling."""
+    before, began = cpu_seconds(processes), time.monotonic()
+    results = asyncio.run(load(url, questions, clients, streamed=streamed))
+    elapsed = time.monotonic() - began
+    used = {part: after - before[part] - idle[part] * elapsed for part, after in cpu_seconds(processes).items()}
+    return results, {part: round(seconds / len(questions), 4) for part, seconds in used.items()}
 
 
 def quantile(ordered: list[float], share: float) -> float:
