@@ -67,6 +67,7 @@ class Visit:
     started: float
     work_s: float  #: with the engine to itself (of parallel calls: the longest)
     occupied_s: float = 0.0  #: what it takes from the component's replicas, all parallel calls together
+    ahead_s: float | None = None  #: work from here to the end, where visits overlap; None: this and all that follow, summed
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,7 +155,7 @@ class Estimates:
         work = 0.0
         demand: dict[str, float] = {}
         for visit in reversed(visits):
-            work += visit.work_s
+            work = work + visit.work_s if visit.ahead_s is None else visit.ahead_s
             demand[visit.component] = demand.get(visit.component, 0.0) + visit.occupied_s
             knowledge = self._knowledge(visit.state)
             actual = finished - visit.started

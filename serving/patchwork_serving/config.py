@@ -4,14 +4,24 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import platformdirs
 import yaml
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    ValidationError,
+    model_validator,
+)
 
 from patchwork_scheduler.policies import DEFAULT_POLICY, policy_names
 from patchwork_serving.errors import ConfigError
@@ -23,6 +33,8 @@ _UNITS_S = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "": 1.0}
 
 def parse_seconds(value: object) -> object:
     """``"500ms"``, ``"2s"``, ``"1.5m"`` or a number, as seconds; anything else is left for pydantic to refuse."""
+    if isinstance(value, bool):
+        raise ValueError(f"{value} is not a duration; write for example 500ms, 2s or 1m")
     if isinstance(value, str):
         match = re.fullmatch(r"\s*(\d+(?:\.\d*)?)\s*(ms|s|m|h|)\s*", value)
         if match is None:
@@ -31,7 +43,7 @@ def parse_seconds(value: object) -> object:
     return value
 
 
-Seconds = Annotated[float, BeforeValidator(parse_seconds), Field(gt=0)]
+Seconds = Annotated[float, BeforeValidator(parse_seconds), Field(gt=0, allow_inf_nan=False)]
 
 
 def _known_policy(name: str) -> str:
@@ -122,16 +134,49 @@ class ComponentConfig(_Strict):
     concurrency: int | None = Field(None, ge=1, description="calls in flight to an external API, per ingress replica")
 
 
+class SloConfig(_Strict):
+    """One class of ``slo``: what is promised to the requests that name it."""
+
+    deadline: Seconds = Field(description="from the door to the whole answer, for example 2s")
+    first_token: Seconds | None = Field(None, description="from the door to the first chunk of a stream")
+    target_share: float = Field(0.98, ge=0, le=1, description="of the requests let in, to be in time")
+    priority: int = Field(0, description="higher is let in longer under load")
+    share: float = Field(0.0, ge=0, le=1, description="of what is let in, kept for this class whatever its priority")
+    default: bool = Field(False, description="the class of requests that name none")
+
+
+def _slo_form(value: object) -> str:
+    return _CLASSES if isinstance(value, dict) else _DURATION
+
+
+_DURATION, _CLASSES = "a duration", "classes"
+SloName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,62}$")]
+SloClasses = Annotated[dict[SloName, SloConfig], Field(min_length=1)]
+Slo = Annotated[Annotated[Seconds, Tag(_DURATION)] | Annotated[SloClasses, Tag(_CLASSES)], Discriminator(_slo_form)]
+
+
+def _plain_off(value: object) -> object:
+    """YAML reads a bare ``off`` as false."""
+    return "off" if value is False else value
+
+
+class SchedulerConfig(_Strict):
+    policy: PolicyName = Field(DEFAULT_POLICY, description="the order in which waiting calls are served")
+    admission: Annotated[Literal["refuse", "hold", "off"], BeforeValidator(_plain_off)] = Field(
+        "refuse",
+        description="what happens to a request that is predicted to be late: refuse it with 429, hold it at the door, or let it in",
+    )
+    share_llm_calls: bool = Field(
+        False, description="answer equal LLM calls with temperature 0 that are in flight by one of them"
+    )
+
+
 class StoreConfig(_Strict):
     recall_floor: float = Field(0.95, gt=0, le=1, description="below this recall@10, searches scan exactly")
     ef_search: int | None = Field(
         None, ge=1, le=1000, description="HNSW candidates per query; default: the smallest that reaches the floor"
     )
     pool_size: int = Field(4, ge=1, le=64, description="connections per retriever replica")
-
-
-class SchedulerConfig(_Strict):
-    policy: PolicyName = Field(DEFAULT_POLICY, description="the order in which waiting calls are served")
 
 
 class GatewayConfig(_Strict):
@@ -147,7 +192,9 @@ class Config(_Strict):
     """The whole of ``patchwork.yaml``."""
 
     name: str | None = Field(None, pattern=r"^[a-z0-9][a-z0-9_-]{0,62}$")
-    slo: Seconds | None = Field(None, description="deadline of a request, for example 2s")
+    slo: Slo | None = Field(
+        None, description="deadline of a request, for example 2s; or classes by name, which requests choose from"
+    )
     ingress_replicas: int = Field(1, ge=1)
     models: dict[str, ModelConfig] = Field(default_factory=dict)
     components: dict[str, ComponentConfig] = Field(default_factory=dict)
@@ -156,6 +203,48 @@ class Config(_Strict):
     gateway: GatewayConfig = GatewayConfig()
     runtime_env: dict[str, Any] = Field(default_factory=dict, description="merged into Ray's runtime environment")
     env: dict[str, str] = Field(default_factory=dict, description="environment variables of the deployed processes")
+
+    @property
+    def slo_classes(self) -> Mapping[str, SloConfig]:
+        """Empty when ``slo`` is a duration, or not given."""
+        return self.slo if isinstance(self.slo, dict) else {}
+
+    @property
+    def default_slo(self) -> str | None:
+        """Name of the class of requests that name none; None without classes."""
+        classes = self.slo_classes
+        marked = [name for name, slo in classes.items() if slo.default]
+        return next(iter([*marked, *(["default"] if "default" in classes else classes)]), None)
+
+    @property
+    def slo_s(self) -> float | None:
+        """What is promised to a request that names no class."""
+        return self.slo_classes[self.default_slo].deadline if self.default_slo else _number(self.slo)
+
+    @model_validator(mode="after")
+    def _slo_makes_sense(self) -> Config:
+        classes = self.slo_classes
+        marked = [name for name, slo in classes.items() if slo.default]
+        if len(marked) > 1:
+            raise ValueError(f"slo: only one class can be the default, not {', '.join(marked)}")
+        if len(classes) > 1 and not marked and "default" not in classes:
+            raise ValueError(
+                f"slo: which of {', '.join(classes)} is for requests that name none? Give it default: true"
+            )
+        shares = sum(slo.share for slo in classes.values())
+        if shares > 1.0:
+            raise ValueError(f"slo: the shares of the classes add up to {shares:g}; they can be 1 at most")
+        limit = self.gateway.request_timeout_s
+        for name, slo in classes.items():
+            if slo.deadline > limit:
+                raise ValueError(
+                    f"slo.{name}.deadline is {slo.deadline:g} s, and no request runs longer than gateway.request_timeout_s, {limit:g} s"
+                )
+        return self
+
+
+def _number(slo: object) -> float | None:
+    return slo if isinstance(slo, float) else None
 
 
 def config_schema() -> dict[str, Any]:
@@ -228,8 +317,16 @@ def _beside(model: ModelConfig, folder: Path) -> ModelConfig:
 
 def _first_fault(error: ValidationError) -> str:
     fault = error.errors(include_url=False, include_input=False)[0]
-    where = ".".join(str(part) for part in fault["loc"])
+    where = _where(fault["loc"])
     if fault["type"] == "extra_forbidden":
         return f"unknown key {where!r}; `patchwork version --schema` prints the keys that exist"
     more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
-    return f"{where}: {fault['msg']}{more}"
+    told = str(fault["msg"]).removeprefix("Value error, ")
+    return f"{where}: {told}{more}" if where else f"{told}{more}"
+
+
+def _where(place: Sequence[int | str]) -> str:
+    """The key as it is written in the file: pydantic adds which form of ``slo`` it took the value for."""
+    if place[:1] == ("slo",) and place[1:2] in ((_DURATION,), (_CLASSES,)):
+        place = (place[0], *place[2:])
+    return ".".join(str(part) for part in place if part != "[key]")

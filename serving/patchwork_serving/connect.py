@@ -42,12 +42,14 @@ from patchwork_serving.import_routing import ImportRouter
 from patchwork_serving.joining import assignments_in
 from patchwork_serving.progress import SilentProgress
 from patchwork_serving.release import Collection, Release
+from patchwork_serving.scheduling import Scheduling
 from patchwork_serving.serve_control import Cluster
+from patchwork_serving.sharing import Sharing
 from patchwork_serving.state import AppState, StateStore
 from patchwork_serving.taken_apart import external_calls
 from patchwork_serving.telemetry import RequestTelemetry, Tracing, open_tracing
 from patchwork_serving.telemetry.propagation import traceparent_of
-from patchwork_serving.transport import RayTransport, serve_handles
+from patchwork_serving.transport import RayTransport, serve_handles, serve_replicas
 
 log = logging.getLogger(__name__)
 
@@ -237,7 +239,11 @@ def _connected(
 ) -> LocalConnection:
     tracing = open_tracing(release.name, "program")
     telemetry = RequestTelemetry(tracing, {spec.id: spec for spec in release.components})
-    bridge = Bridge(RayTransport(serve_handles(release.name), telemetry))
+    transport = RayTransport(
+        serve_handles(release.name), telemetry, scheduling=Scheduling(replicas_of=serve_replicas(release.name)),
+        sharing=Sharing({spec.id: spec for spec in release.components}, llm=wanted.config.scheduler.share_llm_calls),
+    )  # fmt: skip
+    bridge = Bridge(transport)
     hosted = {path: a for path, a in wanted.assigned.placed.assignments.items() if a.way == "external"}
     leaves = [leaf for leaf in wanted.leaves if leaf.path in assignments or leaf.path in hosted]
     swapped = swap(

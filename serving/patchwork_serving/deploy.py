@@ -178,7 +178,7 @@ def _release(built: build_process.Built, options: DeployOptions, config: Config,
     release = built.release if options.plan is None else apply_plan(built.release, options.plan)
     return dataclasses.replace(
         release,
-        slo_s=options.slo_s or config.slo or (options.plan.slo_s if options.plan else None),
+        slo_s=options.slo_s or config.slo_s or (options.plan.slo_s if options.plan else None),
         ingress_replicas=options.replicas or config.ingress_replicas,
         created_at=datetime.now(UTC).isoformat(timespec="seconds"),
         # Ray unpacks the folder into each process's working directory

@@ -12,8 +12,11 @@ from patchwork_serving.bundle import Bundle, apply_environment
 from patchwork_serving.gateway import Account, GatewayMetrics, GatewaySettings, build_gateway
 from patchwork_serving.metered import MeteredCalls
 from patchwork_serving.orchestrator import Orchestrator
+from patchwork_serving.scheduling import Scheduling
+from patchwork_serving.sharing import Sharing
+from patchwork_serving.slo import classes_of
 from patchwork_serving.telemetry import RequestTelemetry, open_tracing
-from patchwork_serving.transport import RayTransport
+from patchwork_serving.transport import RayTransport, serve_replicas
 
 log = logging.getLogger(__name__)
 
@@ -38,10 +41,25 @@ class Ingress:
         self._telemetry = RequestTelemetry(self._tracing, components)
         self._metrics = GatewayMetrics(bundle.release.name)
         observer = MeteredCalls(self._telemetry, self._metrics, components)
-        transport = RayTransport(handles.__getitem__, observer)
+        self._door = self._scheduling()
+        transport = RayTransport(
+            handles.__getitem__, observer, scheduling=self._door,
+            sharing=Sharing(components, llm=bundle.config.scheduler.share_llm_calls),
+        )  # fmt: skip
         self._orchestrator = Orchestrator(bundle, transport, observer)
         await asyncio.to_thread(self._orchestrator.start)  # an import of seconds must not fail Serve's health check
         self._publisher = asyncio.create_task(self._publish())
+
+    def _scheduling(self) -> Scheduling:
+        release, config = self._bundle.release, self._bundle.config
+        return Scheduling(
+            classes_of(config, release.slo_s),
+            {spec.id: spec.replicas for spec in release.components if spec.way != "external"},
+            admission=config.scheduler.admission,
+            ingresses=release.ingress_replicas,
+            graph=release.graph,
+            replicas_of=serve_replicas(release.name),
+        )
 
     def __serve_build_asgi_app__(self) -> Any:
         config = self._bundle.config
@@ -53,6 +71,8 @@ class Ingress:
             max_batch_inputs=config.gateway.max_batch_inputs,
             default_slo_s=self._bundle.release.slo_s,
             emulated=self._bundle.release.emulated,
+            slo_classes=classes_of(config, self._bundle.release.slo_s),
+            default_slo=config.default_slo,
             capture_content=config.gateway.capture_content,
             server_echoes_request_id=True,
         )
@@ -64,6 +84,7 @@ class Ingress:
             cancel_elsewhere=self._cancel_elsewhere,
             ask_siblings=self._ask_siblings,
             replica=self._replica,
+            door=self._door,
         )
         self._gateway = app.state.gateway
         return app

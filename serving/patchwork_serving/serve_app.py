@@ -16,6 +16,8 @@ INGRESS = "ingress"
 INGRESS_CPUS = 0.1
 #: Serve's own queue is first in, first out, and knows no deadlines: keep it empty, so that order is decided in our queues (design D8).
 MAX_ONGOING = 10_000
+#: Sends a call to the replica that our own router chose.
+ROUTER = "patchwork_serving.replica_router.NamedReplicaRouter"
 GRACEFUL_SHUTDOWN_S = 10.0
 HEALTH_CHECK_PERIOD_S = 5.0
 HEALTH_CHECK_TIMEOUT_S = 30.0
@@ -54,7 +56,11 @@ class _Holder:
 
 
 def _component(serve: Any, spec: ComponentSpec, bundle: Bundle) -> Any:
-    deployment = serve.deployment(ComponentReplica, **_options(spec.id, spec.replicas, spec.num_cpus, spec.num_gpus))
+    from ray.serve.config import RequestRouterConfig
+
+    options = _options(spec.id, spec.replicas, spec.num_cpus, spec.num_gpus)
+    router = RequestRouterConfig(request_router_class=ROUTER)
+    deployment = serve.deployment(ComponentReplica, request_router_config=router, **options)
     mine = bundle if spec.engine == "own" else _without_user_code(bundle, with_store=spec.engine == "pgvector")
     return _versioned(deployment, version_of(spec, bundle)).bind(_without_replicas(spec), mine)
 

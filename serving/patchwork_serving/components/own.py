@@ -15,8 +15,9 @@ from patchwork_serving.bundle import Bundle, enter_module_dir
 from patchwork_serving.components.engine import EngineCall
 from patchwork_serving.errors import EngineError
 from patchwork_serving.release import ComponentSpec
+from patchwork_serving.scheduling import Scheduling
 from patchwork_serving.taken_apart import TakenApart, take_apart
-from patchwork_serving.transport import RayTransport, serve_handles
+from patchwork_serving.transport import RayTransport, serve_handles, serve_replicas
 
 log = logging.getLogger(__name__)
 
@@ -44,7 +45,9 @@ class OwnEngine:
     def _import(self) -> None:
         enter_module_dir(self._bundle.release.module_dir)
         record = ImportRecord.from_bytes(self._bundle.record)
-        self._bridge = Bridge(ReplayTransport(record, RayTransport(serve_handles(self._bundle.release.name))))
+        name = self._bundle.release.name
+        transport = RayTransport(serve_handles(name), scheduling=Scheduling(replicas_of=serve_replicas(name)))
+        self._bridge = Bridge(ReplayTransport(record, transport))
         mine = frozenset(self._spec.leaves)
         self._apart = take_apart(self._bundle.release, self._bridge, keep=mine)
         self._runners = {path: OwnLeafRunner(self._apart.walk.leaf(path).obj) for path in mine}

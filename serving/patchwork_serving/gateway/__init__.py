@@ -13,7 +13,7 @@ from patchwork_serving.gateway.port import (
     RequestHandle,
     Telemetry,
 )
-from patchwork_serving.gateway.settings import GatewaySettings, SloClass
+from patchwork_serving.gateway.settings import GatewaySettings
 
 __all__ = [
     "Account",
@@ -28,7 +28,6 @@ __all__ = [
     "ObservedCall",
     "RequestHandle",
     "RequestRefused",
-    "SloClass",
     "Telemetry",
     "build_gateway",
 ]

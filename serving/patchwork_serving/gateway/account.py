@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from prometheus_client import Metric, generate_latest
@@ -23,6 +24,8 @@ class Account:
     families: tuple[Metric, ...]  #: of ``GatewayMetrics``
     finished: tuple[Finished, ...]  #: the requests of the last minute
     in_flight: int
+    door: Mapping[str, Any] = field(default_factory=dict)  #: ``Door.facts``
+    decisions: tuple[Mapping[str, Any], ...] = ()  #: ``time``, ``what``, ``why``, oldest first
 
 
 def exposition(accounts: Sequence[Account], components: Iterable[Mapping[str, Any]], app: str) -> bytes:
@@ -36,6 +39,28 @@ def together(accounts: Sequence[Account]) -> dict[str, Any]:
         "in_flight": sum(account.in_flight for account in accounts),
         "window": summary_of([one for account in accounts for one in account.finished]),
         "ingress": [{"replica": account.replica, "in_flight": account.in_flight} for account in accounts],
+        "scheduler": _doors([account.door for account in accounts]),
+    }
+
+
+def decisions(accounts: Sequence[Account], others: Iterable[Mapping[str, Any]] = ()) -> list[Mapping[str, Any]]:
+    """What was decided, by all replicas of the ingress and by ``others``, in order of time."""
+    found = [*others, *(one for account in accounts for one in account.decisions)]
+    return sorted(found, key=lambda one: str(one.get("time", "")))
+
+
+def _doors(facts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Each replica of the ingress decides by itself: counts are added, what each has learnt is told side by side."""
+    decided: dict[str, Counter[str]] = {}
+    for one in facts:
+        for name, counts in one.get("decided", {}).items():
+            decided.setdefault(name, Counter()).update(counts)
+    return {
+        "admission": next((one["admission"] for one in facts if "admission" in one), "off"),
+        "decided": decided,
+        "calls_shared": sum(one.get("calls_shared", 0) for one in facts),
+        "margin": [one["margin"] for one in facts if "margin" in one],
+        "predictions": [prediction for one in facts for prediction in one.get("predictions", ())],
     }
 
 

@@ -18,7 +18,7 @@ from patchwork_serving.gateway.exchange import Exchange, answer
 from patchwork_serving.gateway.faults import Fault
 from patchwork_serving.gateway.metrics import GatewayMetrics
 from patchwork_serving.gateway.ops_routes import add_ops_routes
-from patchwork_serving.gateway.port import AskSiblings, CancelElsewhere, ChainRunner, NoTelemetry, Telemetry
+from patchwork_serving.gateway.port import AskSiblings, CancelElsewhere, ChainRunner, Door, NoTelemetry, Telemetry
 from patchwork_serving.gateway.reference import add_reference
 from patchwork_serving.gateway.responses import fault_response
 from patchwork_serving.gateway.settings import GatewaySettings
@@ -43,15 +43,17 @@ def build_gateway(
     cancel_elsewhere: CancelElsewhere | None = None,
     ask_siblings: AskSiblings | None = None,
     replica: str = "",
+    door: Door | None = None,
 ) -> FastAPI:
-    """The app; call it on the event loop that will serve it. ``replica`` is this replica's name, where there may be several.
+    """The app; call it on the event loop that will serve it. ``replica`` is this replica's name, where there may be several;
+    ``door`` decides who comes in, default everybody.
 
     ``app.state.gateway`` is the :class:`Gateway`: ``.runs.cancel(run_id)`` cancels a run of this process,
     ``await .runs.drain(seconds)`` ends serving (the ASGI lifespan does it too), ``.window.summary(now=...)`` is the last minute.
     """
     gateway = Gateway(
         runner, settings, telemetry or NoTelemetry(), metrics or GatewayMetrics(settings.name), cancel_elsewhere,
-        ask_siblings, replica,
+        ask_siblings, replica, door,
     )  # fmt: skip
 
     @asynccontextmanager

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
+from datetime import UTC, datetime
 from functools import cached_property
 from typing import Any
 
 from patchwork_serving.gateway.account import Account
-from patchwork_serving.gateway.metrics import GatewayMetrics
-from patchwork_serving.gateway.port import AskSiblings, CancelElsewhere, ChainRunner, Telemetry
+from patchwork_serving.gateway.metrics import GatewayMetrics, door_families
+from patchwork_serving.gateway.port import AskSiblings, CancelElsewhere, ChainRunner, Door, OpenDoor, Telemetry
 from patchwork_serving.gateway.runs import RunRegistry
 from patchwork_serving.gateway.serialize import revive
 from patchwork_serving.gateway.settings import GatewaySettings
@@ -28,6 +30,7 @@ class Gateway:
         cancel_elsewhere: CancelElsewhere | None = None,
         ask_siblings: AskSiblings | None = None,
         replica: str = "",
+        door: Door | None = None,
     ) -> None:
         self.runner = runner
         self.settings = settings
@@ -35,6 +38,8 @@ class Gateway:
         self.metrics = metrics
         self.cancel_elsewhere = cancel_elsewhere
         self.replica = replica
+        self.door = door or OpenDoor()
+        self.line = asyncio.Lock()  #: requests held at the door come in one by one, in the order in which they came
         self._ask_siblings = ask_siblings
         self.started_at = int(time.time())
         self.window = Window()
@@ -42,8 +47,19 @@ class Gateway:
 
     def account(self) -> Account:
         """What this replica has counted."""
-        finished = self.window.finished(now=time.monotonic())
-        return Account(self.replica, self.metrics.families(), finished, len(self.runs))
+        now = time.monotonic()
+        facts = self.door.facts(now)
+        ago = time.time() - now
+        decisions = [
+            {
+                "time": datetime.fromtimestamp(one.at + ago, UTC).isoformat(timespec="seconds"),
+                "what": one.what,
+                "why": one.why,
+            }
+            for one in self.door.told()
+        ]
+        families = (*self.metrics.families(), *door_families(self.settings.name, facts))
+        return Account(self.replica, families, self.window.finished(now=now), len(self.runs), facts, tuple(decisions))
 
     async def accounts(self) -> list[Account]:
         """What all replicas of the ingress have counted, this one first."""

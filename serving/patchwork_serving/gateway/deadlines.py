@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from patchwork_serving.gateway.faults import InvalidRequest
-from patchwork_serving.gateway.settings import DEFAULT_SLO, GatewaySettings
+from patchwork_serving.gateway.settings import GatewaySettings
 
 TIMEOUT_HEADER = "x-request-timeout-seconds"
 DEADLINE_HEADER = "x-patchwork-deadline-ms"
@@ -40,15 +40,15 @@ def budget(headers: Mapping[str, str], metadata: Mapping[str, Any], settings: Ga
         _seconds(metadata.get(DEADLINE_KEY), 0.001, f"config.metadata.{DEADLINE_KEY}", settings),
     ]
     allowed = min([seconds for seconds in asked if seconds is not None], default=settings.request_timeout_s)
-    name = headers.get(SLO_HEADER) or metadata.get(SLO_KEY) or DEFAULT_SLO
-    slo = settings.slo_class(name) if isinstance(name, str) else None
+    name = headers.get(SLO_HEADER) or metadata.get(SLO_KEY) or settings.default_class
+    classes = settings.all_slo_classes()
+    slo = classes.get(name) if isinstance(name, str) else None
     if slo is None:
-        known = sorted({DEFAULT_SLO, *settings.slo_classes})
-        raise InvalidRequest(f"{SLO_HEADER}: no such SLO class; there are {', '.join(known)}")
+        raise InvalidRequest(f"{SLO_HEADER}: no such SLO class; there are {', '.join(sorted(classes))}")
     return Budget(
         deadline=now + allowed,
         slo_deadline=now + min(allowed, slo.deadline_s),
-        slo=name,
+        slo=slo.name,
         first_token_deadline=None if slo.first_token_s is None else now + min(allowed, slo.first_token_s),
     )
 

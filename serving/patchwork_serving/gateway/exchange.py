@@ -7,7 +7,7 @@ import contextvars
 import re
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
-from typing import Any
+from typing import Any, assert_never
 from uuid import UUID, uuid4
 
 from starlette.requests import ClientDisconnect, Request
@@ -15,6 +15,7 @@ from starlette.responses import Response
 
 from patchwork_adapters.context import REQUEST, RequestContext
 from patchwork_adapters.errors import RequestCancelled, RequestStopped
+from patchwork_scheduler.admission import Admit, Decision, Hold, Refuse
 from patchwork_serving.gateway.bodies import RunConfig, read_json
 from patchwork_serving.gateway.core import Gateway
 from patchwork_serving.gateway.deadlines import Budget, budget
@@ -30,6 +31,7 @@ from patchwork_serving.telemetry import names
 TRACE_HEADER = "x-patchwork-trace"
 RUN_ID_HEADER = "x-patchwork-run-id"
 ATTAINED_HEADER = "x-patchwork-slo-attained"
+CLASS_HEADER = "x-patchwork-slo"
 
 _TRACEPARENT = re.compile(r"(?!ff)[0-9a-f]{2}-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}")
 _NOT_IN_TOKEN = re.compile(r"[^!#$%&'*+.^_`|~0-9A-Za-z-]")  #: what RFC 9110 does not allow in a server-timing name
@@ -56,6 +58,9 @@ class Exchange:
         self._calls: list[ObservedCall] = []
         self._ended_after_s: float | None = None
         self._outcome: Outcome | None = None
+        self._weight = 1  #: inputs of a batch
+        self._held = False  #: the work waits at the door first
+        self._check_after_s = 0.0
 
     @property
     def run_id(self) -> str | None:
@@ -79,6 +84,8 @@ class Exchange:
         self.run = gateway.runs.open(ids)
         self.run_ids = ids
         gateway.metrics.open_run(self.run.id)
+        self._weight = len(ids)
+        self._held = not self._try_door()
         if (witnessed or self.traced) and gateway.runner.framework != "llamaindex":
             self.witness = Witness()
         callbacks = {"callbacks": [self.witness]} if self.witness else {}
@@ -90,13 +97,13 @@ class Exchange:
     def start(self, work: Callable[[], Coroutine[Any, Any, Any]]) -> Run:
         """Run ``work`` as this request; its value is :meth:`Run.value`."""
         run = self._opened()
-        run.start(work(), self._seconds_left(), self._context())
+        run.start(self._after_door(work), self._seconds_left(), self._context())
         return run
 
     def start_stream(self, chunks: Callable[[], AsyncIterator[Any]]) -> Run:
         """Like :meth:`start`, for chunks."""
         run = self._opened()
-        run.start_stream(chunks, self._seconds_left(), self._context())
+        run.start_stream(lambda: self._chunks_after_door(chunks), self._seconds_left(), self._context())
         return run
 
     def first_chunk_sent(self) -> None:
@@ -135,6 +142,8 @@ class Exchange:
         if self.run_id is not None:
             attained = self._outcome == "attained" if self._outcome else self.attained()
             headers |= {RUN_ID_HEADER: self.run_id, ATTAINED_HEADER: "true" if attained else "false"}
+        if self._budget is not None:
+            headers[CLASS_HEADER] = self._budget.slo
         return headers
 
     def tokens(self) -> Usage:
@@ -150,6 +159,58 @@ class Exchange:
         spans = list(self._handle.finished_spans()) if self._handle else []
         retrieved = self.witness.sources() if self.witness else []
         return {"trace": spans, "sources": with_scores(retrieved or sources_of(output), spans)}
+
+    def _try_door(self) -> bool:
+        """Whether the request is in; False: ask again later. RequestRefused when it is predicted to be late."""
+        found, run_id, now = self._budget, self.run_id, time.monotonic()
+        assert found is not None
+        assert run_id is not None
+        gateway = self.gateway
+        if gateway.line.locked() and not self._held:  # those who were held before come in first
+            decision: Decision = Hold(0.0, 0.0)
+        else:
+            decision = gateway.door.decide(run_id, found.slo, found.slo_deadline, now, self._weight)
+        match decision:
+            case Admit():
+                gateway.metrics.observe_decision(found.slo, "admitted")
+                return True
+            case Refuse(predicted_s, retry_after_s):
+                gateway.metrics.observe_decision(found.slo, "refused")
+                raise RequestRefused(
+                    f"predicted to take {predicted_s:.2f} s, and promised within {found.slo_deadline - now:.2f} s",
+                    retry_after_s,
+                )
+            case Hold(_, check_after_s):
+                if not self._held:
+                    gateway.metrics.observe_decision(found.slo, "held")
+                self._check_after_s = check_after_s
+                return False
+            case _:
+                assert_never(decision)
+
+    async def _wait_at_door(self) -> None:
+        if not self._held:
+            return
+        async with self.gateway.line:
+            while True:  # asked again and again, as what it depends on is the clock
+                if self._try_door():
+                    return
+                await asyncio.sleep(self._check_after_s)
+
+    async def _after_door(self, work: Callable[[], Coroutine[Any, Any, Any]]) -> Any:
+        await self._wait_at_door()
+        return await work()
+
+    async def _chunks_after_door(self, chunks: Callable[[], AsyncIterator[Any]]) -> AsyncIterator[Any]:
+        await self._wait_at_door()
+        iterator = chunks()
+        try:
+            async for chunk in iterator:
+                yield chunk
+        finally:
+            aclose = getattr(iterator, "aclose", None)
+            if aclose is not None:
+                await aclose()
 
     def _opened(self) -> Run:
         run, found = self.run, self._budget
@@ -208,6 +269,10 @@ class Exchange:
         if self._watch is not None:
             self._watch.cancel()
         if self.run is not None:
+            whole = error is None and outcome in ("attained", "missed")
+            self.gateway.door.finished(
+                self.run.id, time.monotonic(), whole=whole, cancelled=outcome not in ("attained", "missed")
+            )
             self._calls = self.gateway.metrics.calls_of(self.run.id)
             self.gateway.metrics.close_run(self.run.id)
             if not self.run.started:
@@ -217,7 +282,7 @@ class Exchange:
 
     def _count(self, outcome: Outcome, error: str | None, found: Budget, seconds: float) -> None:
         self.gateway.metrics.observe_request(self.route, found.slo, outcome, seconds)
-        self.gateway.window.add(outcome, seconds, now=time.monotonic())
+        self.gateway.window.add(outcome, seconds, now=time.monotonic(), slo=found.slo)
         if self._handle is not None:
             self._handle.set(names.SLACK, found.slo_deadline - self.arrived - seconds)
             self._handle.end(outcome, error)

@@ -6,10 +6,12 @@ The registry is the gateway's own, so that several gateways live in one process.
 from __future__ import annotations
 
 import threading
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Histogram, Metric, generate_latest
+from prometheus_client.core import GaugeMetricFamily
 
 from patchwork_serving.gateway.port import Outcome
 from patchwork_serving.gateway.traffic import Traffic
@@ -54,6 +56,7 @@ class GatewayMetrics:
         self.traffic = Traffic()  #: what the autoscaler reads
         self._requests = self._counter("requests", "Requests by outcome.", "slo", "outcome")
         self._responses = self._counter("http_responses", "HTTP responses.", "route", "status")
+        self._decisions = self._counter("admission", "Requests at the door by what was decided.", "slo", "decision")
         self._seconds = self._histogram("request_duration_seconds", "From the door to the whole answer.", "route")
         self._first = self._histogram("ttft_seconds", "From the door to the first chunk of a stream.")
         self._in_flight = Gauge(
@@ -110,6 +113,10 @@ class GatewayMetrics:
         if outcome in ("attained", "missed"):
             self._seconds.labels(self._app, route).observe(seconds)
 
+    def observe_decision(self, slo: str, decision: str) -> None:
+        """``admitted``, ``refused``, or ``held`` (once, and admitted later)."""
+        self._decisions.labels(self._app, slo, decision).inc()
+
     def observe_first_chunk(self, seconds: float) -> None:
         self._first.labels(self._app).observe(seconds)
 
@@ -123,3 +130,34 @@ class GatewayMetrics:
     def expose(self) -> bytes:
         """Everything in Prometheus' text format."""
         return generate_latest(self.registry)
+
+
+_PREDICTIONS = {
+    "work_s": ("patchwork_predicted_work_seconds", "Work expected from a call-site to the end of the request."),
+    "time_s": ("patchwork_predicted_time_seconds", "Time expected from a call-site to the end, waiting included."),
+    "predicted_over_actual": ("patchwork_prediction_ratio", "Predicted over actual time to the end; 1 when right."),
+    "mean_error_s": ("patchwork_prediction_error_seconds", "Mean absolute error of the predicted time to the end."),
+}
+
+
+def door_families(app: str, facts: Mapping[str, Any]) -> tuple[Metric, ...]:
+    """What the door knows (``Door.facts``), as gauges."""
+    families = []
+    for key, name, about in (
+        ("margin", "patchwork_admission_margin", "Part of a request's spare time that predicted delay may use."),
+        (
+            "delay_s",
+            "patchwork_admission_delay_seconds",
+            "By how much a request coming now is predicted to be delayed.",
+        ),
+    ):
+        if key in facts:
+            families.append(GaugeMetricFamily(name, about, labels=["app"]))
+            families[-1].add_metric([app], facts[key])
+    for key, (name, about) in _PREDICTIONS.items():
+        family = GaugeMetricFamily(name, about, labels=["app", "site", "loop"])
+        for one in facts.get("predictions", ()):
+            if one[key] is not None:
+                family.add_metric([app, one["site"], str(one["loop"])], one[key])
+        families.append(family)
+    return tuple(family for family in families if family.samples)

@@ -10,7 +10,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from patchwork_serving.gateway import openai_routes
-from patchwork_serving.gateway.account import exposition, together
+from patchwork_serving.gateway.account import decisions, exposition, together
 from patchwork_serving.gateway.core import Gateway
 from patchwork_serving.gateway.faults import Fault, GatewayError, NotReady, UnknownRun, fault_of
 from patchwork_serving.gateway.metrics import CONTENT_TYPE
@@ -70,8 +70,12 @@ def add_ops_routes(app: FastAPI, gateway: Gateway) -> None:
             "framework": runner.framework,
             "ready": runner.is_ready() and not gateway.runs.draining,
             "release": runner.release_info(),
-            "status": status,
-            "slo": {"default_s": settings.default_slo_s, "classes": settings.slo_classes},
+            "status": {**status, "decisions": decisions(accounts, status.get("decisions", ()))},
+            "slo": {
+                "default_s": settings.all_slo_classes()[settings.default_class].deadline_s,
+                "default": settings.default_class,
+                "classes": settings.slo_classes,
+            },
             "limits": {
                 "body_bytes": settings.max_body_bytes,
                 "batch_inputs": settings.max_batch_inputs,

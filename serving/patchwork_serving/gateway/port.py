@@ -10,6 +10,9 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
+from patchwork_scheduler.admission import Admit, Decision
+from patchwork_serving.scheduling import Told
+
 if TYPE_CHECKING:
     from patchwork_serving.gateway.account import Account
 
@@ -82,6 +85,42 @@ class ChainRunner(Protocol):
     async def status(self) -> dict[str, Any]:
         """Replicas, queues and decisions, as JSON."""
         ...
+
+
+class Door(Protocol):
+    """Decides who comes in (``scheduling.Scheduling``). Times are of one clock, ``time.monotonic()`` here."""
+
+    def decide(self, run_id: str, slo: str, deadline: float, now: float, weight: int = 1) -> Decision:
+        """Whether the request may come in; if admitted it counts as in until :meth:`finished`. ``weight``: inputs of a batch."""
+        ...
+
+    def finished(self, run_id: str, now: float, *, whole: bool, cancelled: bool = False) -> None:
+        """The request ended, with its ``whole`` answer or without. Safe to repeat, and for requests that were never let in."""
+        ...
+
+    def facts(self, now: float) -> Mapping[str, Any]:
+        """What it knows and counts, as JSON."""
+        ...
+
+    def told(self) -> Sequence[Told]:
+        """Its latest decisions, oldest first."""
+        ...
+
+
+class OpenDoor:
+    """Lets everybody in."""
+
+    def decide(self, run_id: str, slo: str, deadline: float, now: float, weight: int = 1) -> Decision:
+        return Admit(0.0)
+
+    def finished(self, run_id: str, now: float, *, whole: bool, cancelled: bool = False) -> None:
+        return None
+
+    def facts(self, now: float) -> Mapping[str, Any]:
+        return {"admission": "off"}
+
+    def told(self) -> Sequence[Told]:
+        return ()
 
 
 class CancelElsewhere(Protocol):

@@ -16,7 +16,7 @@ from starlette.responses import HTMLResponse, Response
 from patchwork_serving.gateway.bodies import BatchBody, ChatBody, EventsBody, InvokeBody
 from patchwork_serving.gateway.core import Gateway
 from patchwork_serving.gateway.deadlines import DEADLINE_HEADER, SLO_HEADER, TIMEOUT_HEADER
-from patchwork_serving.gateway.settings import DEFAULT_SLO, GatewaySettings
+from patchwork_serving.gateway.settings import GatewaySettings
 
 _BODIES: dict[str, type[BaseModel]] = {
     "/invoke": InvokeBody,
@@ -100,7 +100,7 @@ def _headers(settings: GatewaySettings) -> list[dict[str, Any]]:
             "The same, in milliseconds from now.",
             {"type": "number", "exclusiveMinimum": 0, "maximum": 1000 * limit},
         ),
-        SLO_HEADER: ("The SLO class.", {"type": "string", "enum": sorted({DEFAULT_SLO, *settings.slo_classes})}),
+        SLO_HEADER: ("The SLO class.", {"type": "string", "enum": sorted(settings.all_slo_classes())}),
     }
     return [
         {"name": name, "in": "header", "required": False, "schema": schema, "description": about}

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 
+from patchwork_scheduler.model import SloClass
 from patchwork_serving.errors import ConfigError
 
 #: first segments of our own routes: an app of that name could not be told from them
@@ -30,14 +31,6 @@ DEFAULT_SLO = "default"
 
 
 @dataclass(frozen=True, slots=True)
-class SloClass:
-    """A named promise."""
-
-    deadline_s: float  #: seconds from the door to the whole answer
-    first_token_s: float | None = None  #: seconds from the door to the first chunk of a stream
-
-
-@dataclass(frozen=True, slots=True)
 class GatewaySettings:
     """What one gateway is told. ConfigError names the field that has a bad value."""
 
@@ -48,6 +41,9 @@ class GatewaySettings:
     max_batch_inputs: int = 256
     default_slo_s: float | None = None  #: the promise for requests that name no class; None: request_timeout_s
     slo_classes: Mapping[str, SloClass] = field(default_factory=lambda: MappingProxyType({}))
+    default_slo: str | None = (
+        None  #: which of them holds for requests that name none; None: ``default``, which always exists then
+    )
     max_in_flight: int = 1000  #: requests in this process; beyond it 429
     allow_trace: bool = True  #: answer ``x-patchwork-trace: 1`` with spans and sources
     capture_content: bool = (
@@ -74,14 +70,18 @@ class GatewaySettings:
                 raise ConfigError(f"{name} is {getattr(self, name)}; it must be at least 1")
         if self.default_slo_s is not None:
             _positive("default_slo_s", self.default_slo_s)
-        for name, slo in self.slo_classes.items():
-            _positive(f"slo_classes.{name}.deadline_s", slo.deadline_s)
+        if self.default_slo is not None and self.default_slo not in self.slo_classes:
+            raise ConfigError(f"default_slo {self.default_slo!r} is none of the classes {', '.join(self.slo_classes)}")
 
-    def slo_class(self, name: str) -> SloClass | None:
-        """The class of this name; ``default`` always exists."""
-        if name == DEFAULT_SLO and name not in self.slo_classes:
-            return SloClass(self.default_slo_s or self.request_timeout_s)
-        return self.slo_classes.get(name)
+    @property
+    def default_class(self) -> str:
+        return self.default_slo or DEFAULT_SLO
+
+    def all_slo_classes(self) -> Mapping[str, SloClass]:
+        """By name, the one for requests that name none included."""
+        if self.default_slo is not None or DEFAULT_SLO in self.slo_classes:
+            return self.slo_classes
+        return {DEFAULT_SLO: SloClass(DEFAULT_SLO, self.default_slo_s or self.request_timeout_s), **self.slo_classes}
 
 
 def _positive(name: str, seconds: float) -> None:

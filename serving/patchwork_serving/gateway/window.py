@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from patchwork_serving.gateway.port import Outcome
+from patchwork_serving.gateway.settings import DEFAULT_SLO
 
 LENGTH_S = 60.0
 _MAX_KEPT = 100_000  #: bounds memory at rates beyond 1,600 requests/s; the oldest go first
@@ -17,6 +18,7 @@ class Finished(NamedTuple):
 
     outcome: Outcome
     latency_s: float
+    slo: str = DEFAULT_SLO
 
 
 class Window:
@@ -24,16 +26,16 @@ class Window:
 
     def __init__(self, length_s: float = LENGTH_S) -> None:
         self._length_s = length_s
-        self._finished: deque[tuple[float, Outcome, float]] = deque(maxlen=_MAX_KEPT)
+        self._finished: deque[tuple[float, Finished]] = deque(maxlen=_MAX_KEPT)
 
-    def add(self, outcome: Outcome, latency_s: float, *, now: float) -> None:
-        self._finished.append((now, outcome, latency_s))
+    def add(self, outcome: Outcome, latency_s: float, *, now: float, slo: str = DEFAULT_SLO) -> None:
+        self._finished.append((now, Finished(outcome, latency_s, slo)))
         self._forget(now)
 
     def finished(self, *, now: float) -> tuple[Finished, ...]:
         """What is in the window, oldest first."""
         self._forget(now)
-        return tuple(Finished(outcome, latency_s) for _, outcome, latency_s in self._finished)
+        return tuple(one for _, one in self._finished)
 
     def summary(self, *, now: float) -> dict[str, Any]:
         return summary_of(self.finished(now=now))
@@ -44,12 +46,26 @@ class Window:
 
 
 def summary_of(finished: Sequence[Finished]) -> dict[str, Any]:
-    """The ``window`` of ``status --json``: percentiles are of answers, attained or missed, and None without any."""
+    """The ``window`` of ``status --json``, also by SLO class: percentiles are of answers, attained or missed, and None without any."""
+    by_class: dict[str, list[Finished]] = {}
+    for one in finished:
+        by_class.setdefault(one.slo, []).append(one)
+    return {**_summary(finished), "classes": {name: _summary(mine) for name, mine in sorted(by_class.items())}}
+
+
+def attained_share(counts: Mapping[Outcome, int]) -> float | None:
+    """Of the requests that were let in and not cancelled, those in time; None when there were none."""
+    accepted = counts["attained"] + counts["missed"] + counts["failed"]
+    return counts["attained"] / accepted if accepted else None
+
+
+def _summary(finished: Sequence[Finished]) -> dict[str, Any]:
     counts = Counter(one.outcome for one in finished)
     latencies = sorted(one.latency_s for one in finished if one.outcome in ("attained", "missed"))
     return {
         "requests": len(finished),
         **{outcome: counts[outcome] for outcome in ("attained", "missed", "refused", "failed", "cancelled")},
+        "attained_share": attained_share(counts),
         **{f"p{p}_s": percentile(latencies, p) for p in (50, 95, 99)},
     }
 

@@ -6,12 +6,16 @@ from typing import Any
 
 import pytest
 
+from patchwork_scheduler.model import SloClass
 from patchwork_serving.gateway.deadlines import budget
 from patchwork_serving.gateway.faults import InvalidRequest
-from patchwork_serving.gateway.settings import GatewaySettings, SloClass
+from patchwork_serving.gateway.settings import GatewaySettings
 
 SETTINGS = GatewaySettings(
-    "rag", request_timeout_s=60.0, default_slo_s=5.0, slo_classes={"interactive": SloClass(2.0, first_token_s=0.5)}
+    "rag",
+    request_timeout_s=60.0,
+    default_slo_s=5.0,
+    slo_classes={"interactive": SloClass("interactive", 2.0, first_token_s=0.5)},
 )
 
 

@@ -13,8 +13,9 @@ from langchain_core.runnables import RunnableLambda
 
 from kit.gateway import ANSWER, Gate, LcelRunner, client, failing_chain, gateway, rag_chain
 from patchwork_adapters.errors import CodecError, ComponentFailed, ComponentUnavailable, DeadlinePassed
+from patchwork_scheduler.model import SloClass
 from patchwork_serving.errors import ConfigError, EngineRefused, StoreUnreachable
-from patchwork_serving.gateway import GatewaySettings, RequestRefused, SloClass, build_gateway
+from patchwork_serving.gateway import GatewaySettings, RequestRefused, build_gateway
 
 QUESTION = {"input": "What is indentation for?"}
 
@@ -65,7 +66,7 @@ async def test_the_chain_runs_in_the_context_of_its_request() -> None:
     runner = LcelRunner(rag_chain())
     traceparent = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
     headers = {"x-request-id": "r1", "traceparent": traceparent, "x-patchwork-slo": "fast"}
-    async with client(gateway(runner=runner, slo_classes={"fast": SloClass(2.0)}), **headers) as http:
+    async with client(gateway(runner=runner, slo_classes={"fast": SloClass("fast", 2.0)}), **headers) as http:
         response = await http.post("/invoke", json=QUESTION)
     (seen,) = runner.seen
     assert seen is not None
@@ -86,7 +87,7 @@ async def test_an_answer_tells_its_timing_and_whether_the_promise_was_kept() -> 
 
 
 async def test_an_answer_after_its_promise_is_given_and_counts_as_missed() -> None:
-    app = gateway(slo_classes={"impossible": SloClass(1e-9)})
+    app = gateway(slo_classes={"impossible": SloClass("impossible", 1e-9)})
     async with client(app) as http:
         response = await http.post("/invoke", json=QUESTION, headers={"x-patchwork-slo": "impossible"})
         info = (await http.get("/info")).json()

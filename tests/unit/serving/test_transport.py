@@ -52,21 +52,30 @@ class Handle:
         self._answers = list(answers)
         self.frames: list[CallFrame] = []
         self.sent: list[Any] = []
-        self.call = self
-        self.stream = self
-        self._streaming = False
+        self.replicas: list[str] = []  #: named for each call
 
-    def options(self, *, stream: bool) -> Handle:
-        self._streaming = stream
-        return self
+    def options(self, *, method_name: str, stream: bool, session_id: str) -> Bound:
+        assert stream == (method_name == "stream")
+        return Bound(self, stream, session_id)
 
-    def remote(self, data: bytes) -> Any:
+    def take(self, data: bytes, stream: bool, replica: str) -> Any:
         frame = CallFrame.from_bytes(data)
         self.frames.append(frame)
+        self.replicas.append(replica)
         answer = self._answers[min(len(self.frames), len(self._answers)) - 1]
-        sent = Frames(answer(frame)) if self._streaming else Response(answer(frame))
+        sent = Frames(answer(frame)) if stream else Response(answer(frame))
         self.sent.append(sent)
         return sent
+
+
+class Bound:
+    """A method of the handle, at one replica."""
+
+    def __init__(self, handle: Handle, stream: bool, replica: str) -> None:
+        self._handle, self._stream, self._replica = handle, stream, replica
+
+    def remote(self, data: bytes) -> Any:
+        return self._handle.take(data, self._stream, self._replica)
 
 
 def call(deadline: float | None = None, stream: bool = False) -> LeafCall:
