@@ -38,7 +38,7 @@ def test_durations_are_read_in_their_units(text: object, seconds: float) -> None
         ("models: {m: {engine: magic}}", "models.m.engine"),
         (
             "scheduler: {policy: lifo}",
-            "scheduler.policy: Value error, no policy is called 'lifo'; there are edf, fifo, least_slack, paper",
+            "scheduler.policy: no policy is called 'lifo'; there are edf, fifo, least_slack, paper",
         ),
         ("name: My App", "name: String should match pattern"),
         ("- a list", "the top level must be a mapping"),
