@@ -7,6 +7,7 @@ import contextlib
 import logging
 from typing import Any
 
+from patchwork_scheduler.learned import cost_of
 from patchwork_serving import board
 from patchwork_serving.bundle import Bundle, apply_environment
 from patchwork_serving.gateway import Account, GatewayMetrics, GatewaySettings, build_gateway
@@ -58,6 +59,7 @@ class Ingress:
             admission=config.scheduler.admission,
             ingresses=release.ingress_replicas,
             graph=release.graph,
+            costs={spec.id: cost_of(spec.cost) for spec in release.components if spec.cost is not None},
             replicas_of=serve_replicas(release.name),
         )
 

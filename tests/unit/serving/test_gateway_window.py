@@ -6,12 +6,16 @@ from patchwork_serving.gateway.window import Window, percentile
 def test_a_window_counts_what_finished_within_it() -> None:
     window = Window(60.0)
     window.add("attained", 1.0, now=0.0)
-    window.add("missed", 3.0, now=30.0)
+    window.add("missed", 3.0, now=30.0, slo="batch")
     window.add("refused", 0.0, now=40.0)
-    assert window.summary(now=59.0) == {
-        "requests": 3, "attained": 1, "missed": 1, "refused": 1, "failed": 0, "cancelled": 0,
+    summary = window.summary(now=59.0)
+    classes = summary.pop("classes")
+    assert summary == {
+        "requests": 3, "attained": 1, "missed": 1, "refused": 1, "failed": 0, "cancelled": 0, "attained_share": 0.5,
         "p50_s": 1.0, "p95_s": 3.0, "p99_s": 3.0,
     }  # fmt: skip
+    shares = {name: (one["requests"], one["refused"], one["attained_share"]) for name, one in classes.items()}
+    assert shares == {"default": (2, 1, 1.0), "batch": (1, 0, 0.0)}
     assert window.summary(now=60.0)["attained"] == 0
 
 
