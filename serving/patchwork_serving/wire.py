@@ -51,6 +51,8 @@ class Report:
     running_s: float = 0.0  #: predicted seconds until the work that runs in it is done
     prompt_tokens: int = 0  #: what the call really had, where the engine is an LLM
     output_tokens: int = 0
+    alone_s: float = 0.0  #: seconds that the engine's cost model gives the call alone; 0: no model
+    occupied_s: float = 0.0  #: by how much it delays others, by the same model; 0: no model
 
     def to_list(self) -> list[Any]:
         return [getattr(self, name) for name in self.__slots__]

@@ -48,6 +48,9 @@ class BatchHost(ComponentHost):
         occupied = self._cost.per_item_s(self._max_batch) * frame.size / self._limit
         return Estimate(self._cost(frame.size), occupied, frame.prompt_tokens, frame.output_tokens)
 
+    def _modelled(self, waiting: Waiting) -> tuple[float, float]:
+        return waiting.estimate.alone_s, waiting.estimate.occupied_s
+
     def _running_s(self, now: float) -> float:
         return sum(max(0.0, end - now) for end in self._batches.values()) / self._limit
 

@@ -202,6 +202,13 @@ class ContinuousHost(ComponentHost):
         alone, occupied = cost.alone_s(prompt, output), cost.occupied_s(prompt, output, chunk=self._step_tokens)
         return Estimate(alone * slowdown, occupied * slowdown, prompt, output)
 
+    def _modelled(self, waiting: Waiting) -> tuple[float, float]:
+        cost = self._cost.cost
+        if not self._step_tokens or cost is None:
+            return 0.0, 0.0
+        prompt, output = waiting.prompt_tokens or waiting.estimate.prompt_tokens, waiting.output_tokens
+        return cost.alone_s(prompt, output), cost.occupied_s(prompt, output, chunk=self._step_tokens)
+
     def _running_s(self, now: float) -> float:
         """What is inside is taken to be done evenly over its tokens or, unknown, over its seconds."""
         return sum(one.waiting.estimate.occupied_s * self._left(one, now) for one in self._inside.values())

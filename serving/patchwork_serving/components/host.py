@@ -230,6 +230,7 @@ class ComponentHost(ABC):
 
     def _report(self, waiting: Waiting, first_frame_s: float | None = None) -> Report:
         load = self.load()
+        alone_s, occupied_s = self._modelled(waiting)
         return Report(
             replica=self.replica,
             queue_s=waiting.started - waiting.call.arrived,
@@ -242,7 +243,13 @@ class ComponentHost(ABC):
             running_s=load.running_s,
             prompt_tokens=waiting.prompt_tokens,
             output_tokens=waiting.output_tokens,
+            alone_s=alone_s,
+            occupied_s=occupied_s,
         )
+
+    def _modelled(self, waiting: Waiting) -> tuple[float, float]:
+        """What the engine's cost model makes of a call that is over: alone, occupied; zeros without a model."""
+        return 0.0, 0.0
 
 
 def _call_of(frame: CallFrame, estimate: Estimate, now: float) -> Call:

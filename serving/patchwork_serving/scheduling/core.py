@@ -270,4 +270,6 @@ def _work_s(report: Report | None, predicted: Predicted) -> float:
     """Seconds that the call took, or would have taken alone: never more than it did take, as a site's mean is of calls that differ."""
     if report is None:
         return predicted.alone_s
+    if report.alone_s > 0.0:
+        return report.alone_s
     return report.service_s if report.batch <= 1 else min(predicted.alone_s, report.service_s)

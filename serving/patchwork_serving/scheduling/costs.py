@@ -2,7 +2,8 @@
 
 Two numbers are kept apart. *Alone*: seconds with the engine to itself, from calls that ran in no company (or were faster in company than
 was known). *Occupied*: by how much a call delays others, its seconds shared among those that ran with it, at the company in which
-an item was cheapest: what it costs when many wait.
+an item was cheapest: what it costs when many wait. A replica whose engine has a cost model says both itself, for the tokens that the
+call really had.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ class _Seen:
     """What was seen of one call-site, or of a component's all together. Keys are powers of two: items in a call, calls run together."""
 
     per_item: dict[int, Learned] = field(default_factory=dict)
+    modelled: Learned = field(default_factory=Learned)  #: occupied, per item, by the engine's own cost model
     shared: dict[int, Learned] = field(default_factory=dict)
     tokens_per_byte: Learned = field(default_factory=Learned)
     output_tokens: Learned = field(default_factory=Learned)
@@ -41,7 +43,10 @@ class _Seen:
     def observe(self, size: int, payload_bytes: int, report: Report) -> None:
         per_item = report.service_s / size
         alone = self.per_item.setdefault(size.bit_length(), Learned())
-        if report.batch <= 1 or not alone.count or per_item < alone.mean:
+        if report.alone_s > 0.0:
+            alone.observe(report.alone_s / size)
+            self.modelled.observe(report.occupied_s / size)
+        elif report.batch <= 1 or not alone.count or per_item < alone.mean:
             alone.observe(per_item)
         company = max(report.batch, 1)
         self.shared.setdefault(company.bit_length(), Learned()).observe(per_item / company)
@@ -50,6 +55,9 @@ class _Seen:
         if report.prompt_tokens:
             self.tokens_per_byte.observe(report.prompt_tokens / max(payload_bytes, 1))
             self.output_tokens.observe(float(report.output_tokens))
+
+    def occupied_s(self, size: int) -> float:
+        return (self.modelled.mean if self.modelled.count else self.cheapest) * size
 
     def alone_s(self, size: int) -> float:
         if not self.per_item:
@@ -92,7 +100,7 @@ class CallCosts:
         if cost is not None and prompt:
             return Predicted(cost.alone_s(prompt, output), cost.occupied_s(prompt, output), prompt, output)
         alone = seen.alone_s(size)
-        return Predicted(alone, min(alone, seen.cheapest * size), prompt, output)
+        return Predicted(alone, min(alone, seen.occupied_s(size)), prompt, output)
 
     def _of(self, site: str) -> _Seen:
         seen = self._sites.get(site)
