@@ -32,7 +32,7 @@ class Answers:
         app = FastAPI()
         app.add_api_route("/invoke", self.invoke, methods=["POST"], response_model=None)
         app.add_api_route("/stream", self.stream, methods=["POST"], response_model=None)
-        app.add_api_route("/info", lambda: {"name": "answers", "emulated": True}, methods=["GET"])
+        app.add_api_route("/info", lambda: {"name": "answers", "release": {"emulated": ["llm"]}}, methods=["GET"])
         return app
 
     async def invoke(self, request: Request) -> Response:
@@ -70,7 +70,7 @@ def test_every_outcome_is_counted(url: str) -> None:
     assert dict(report.counts) == {"attained": 5, "missed": 10, "refused": 5, "failed": 5, "cancelled": 0}
     assert report.statuses == {"200": 10, "429 RequestRefused": 5, "500 ValueError": 5, "timeout": 5}
     assert report.stages["llm"] == pytest.approx([0.001] * 10)
-    assert report.environment["emulated"] is True
+    assert report.environment["emulated"] == ["llm"]
 
 
 def test_latencies_hold_the_wait_for_a_connection(url: str) -> None:

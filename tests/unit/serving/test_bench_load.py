@@ -12,7 +12,7 @@ import pytest
 from patchwork_serving import cli
 from patchwork_serving.bench.apis import api
 from patchwork_serving.bench.arrivals import Arrivals, schedule
-from patchwork_serving.bench.environment import is_emulated, is_loopback
+from patchwork_serving.bench.environment import emulated_of, is_loopback
 from patchwork_serving.bench.sse import EventWatch, LangServeEvents, OpenAIEvents, stages_of
 from patchwork_serving.cli_bench import parsed_headers, parsed_rates, read_inputs
 from patchwork_serving.errors import UsageError
@@ -185,9 +185,8 @@ def test_what_is_on_this_machine(url: str, here: bool) -> None:
 
 
 def test_an_application_says_whether_its_engines_are_emulated() -> None:
-    assert is_emulated({"emulated": True})
-    assert is_emulated({"release": {"components": [{"engine": "onnx"}, {"engine": "emulated"}]}})
-    assert not is_emulated({"release": {"components": [{"engine": "onnx"}]}})
+    assert emulated_of({"release": {"emulated": ["llm-small"]}}) == ["llm-small"]
+    assert emulated_of({"release": {"emulated": []}}) == emulated_of({}) == emulated_of({"release": None}) == []
 
 
 def test_rates_headers_and_inputs_of_the_command_line(tmp_path: Path) -> None:

@@ -121,7 +121,7 @@ def test_a_queue_that_grows_is_not_steady() -> None:
 
 
 def test_emulated_engines_are_named_in_the_warnings() -> None:
-    found = LoadReport(**summarise([seen(0.0, 0.1)], 1.0, 0.0, 1.0), environment={"emulated": True})
+    found = LoadReport(**summarise([seen(0.0, 0.1)], 1.0, 0.0, 1.0), environment={"emulated": ["llm"]})
     assert "emulated" in " ".join(found.warnings())
 
 

@@ -1,0 +1,166 @@
+"""Baseline (c): Ray Serve composed by hand: one deployment for each model, one for the chain, Serve's own router and autoscaler.
+
+    python tests/benchmarks/baselines/composed.py examples/vanilla_rag.py --port 8001 --model smollm2-135m-instruct --model all-minilm-l6-v2
+
+The models are the same engines as everywhere, each in a deployment that speaks OpenAI's protocol. The chain's asynchronous clients
+reach them through deployment handles (what ``http_async_client=`` of the client classes is for); what a chain does synchronously, the
+filling of a store at import above all, goes through a server of the same models beside it. There are no deadlines: calls wait first come,
+first served in Serve's router, beyond ``--ongoing`` at a replica.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import os
+import signal
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+import httpx
+import ray
+from fastapi import FastAPI
+from ray import serve
+
+web = FastAPI()
+
+
+@serve.deployment
+class Model:
+    """One model of ``patchwork.yaml``, or a packaged one, behind OpenAI's routes; its engine is the one that all systems use."""
+
+    def __init__(self, name: str, config: str | None) -> None:
+        self._name, self._config = name, config
+        self._host: Any = None
+
+    async def answer(self, path: str, body: bytes) -> tuple[int, bytes]:
+        from patchwork_adapters.protocol import HttpRequest, decode_response, encode_request
+        from patchwork_serving.wire import CallFrame
+
+        host = await self._started()
+        request = HttpRequest("POST", path, {"content-type": "application/json"}, body)
+        frame = CallFrame(
+            id=os.urandom(8).hex(), request_id="", leaf="", method=f"POST {path}", payload=encode_request(request)
+        )
+        reply = await host.call(frame)
+        if reply.error is not None:
+            return reply.error.status, b'{"error": {"message": "engine"}}'
+        response = decode_response(b"".join(reply.payloads))
+        return response.status, response.body
+
+    async def _started(self) -> Any:
+        if self._host is None:
+            from patchwork_serving.config import Paths, load_config
+            from patchwork_serving.models.hosts import ModelHosts
+
+            config = load_config(Path(self._config) if self._config else None)
+            self._host = ModelHosts(config, Paths.from_env(), engine_args={})
+        return await self._host.get(self._name)
+
+
+@serve.deployment
+@serve.ingress(web)
+class Chain:
+    """The user's chain; its model clients call the deployments."""
+
+    def __init__(self, target: str, benchmarks: str, models: dict[str, Any]) -> None:
+        sys.path.insert(0, benchmarks)
+        # by name: Serve sends this class by value, without what its module holds
+        from baselines.composed import calls_through_handles
+        from baselines.loading import load_chain
+
+        self._chain = load_chain(target)
+        calls_through_handles(models)
+
+    @web.post("/invoke")
+    async def invoke(self, body: dict[str, Any]) -> dict[str, Any]:
+        from langchain_core.load import dumpd
+
+        value = body["input"]
+        if hasattr(self._chain, "ainvoke"):
+            return {"output": dumpd(await self._chain.ainvoke(value))}
+        ask = self._chain.achat if hasattr(self._chain, "achat") else self._chain.aquery
+        return {"output": str(await ask(value))}
+
+
+class Handles(httpx.AsyncBaseTransport):
+    """Requests of an OpenAI client as calls of deployments."""
+
+    def __init__(self, models: dict[str, Any]) -> None:
+        self._models = models
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        import orjson
+
+        body = await request.aread()
+        handle = self._models[orjson.loads(body)["model"]]
+        path = "/v1/" + request.url.path.partition("/v1/")[2]
+        status, content = await handle.answer.remote(path, body)
+        return httpx.Response(status, headers={"content-type": "application/json"}, content=content, request=request)
+
+
+def calls_through_handles(models: dict[str, Any]) -> None:
+    """Give every asynchronous OpenAI client of this process the transport, as its ``http_async_client`` argument would."""
+    import openai
+
+    for client in [one for one in gc.get_objects() if isinstance(one, openai.AsyncOpenAI)]:
+        client._client._transport = Handles(models)
+        client._client._mounts = {}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("target")
+    parser.add_argument("--port", type=int, required=True)
+    parser.add_argument("--model", action="append", required=True)
+    parser.add_argument("--config")
+    parser.add_argument("--replicas", type=int, default=1, help="of each deployment, uniform; 0: Serve's autoscaler")
+    parser.add_argument("--engines", type=int, default=1, help="replicas of a model at most: what the machine has")
+    parser.add_argument("--ongoing", type=int, default=100, help="max_ongoing_requests of a replica")
+    options = parser.parse_args()
+    benchmarks = str(Path(__file__).parents[1])
+    # replicas find this file's classes by name
+    path = os.pathsep.join([benchmarks, os.environ.get("PYTHONPATH", "")])
+    ray.init(
+        include_dashboard=False, configure_logging=True, logging_level="warning", num_cpus=16,
+        runtime_env={"env_vars": {"PYTHONPATH": path, **_passed_on()}},
+    )  # fmt: skip
+    serve.start(http_options={"host": "127.0.0.1", "port": options.port})
+    light = {"ray_actor_options": {"num_cpus": 0.1}, "max_ongoing_requests": options.ongoing}
+    models = {
+        name: Model.options(name=f"model-{n}", **_sized(options.replicas, options.engines), **light).bind(
+            name, options.config
+        )
+        for n, name in enumerate(options.model)
+    }
+    chain = Chain.options(**_sized(options.replicas, 8), **light).bind(
+        str(Path(options.target).resolve()), benchmarks, models
+    )
+    serve.run(chain, route_prefix="/", name="composed")
+    stop = threading.Event()
+    for signum in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(signum, lambda *_: stop.set())
+    print("ready", flush=True)
+    stop.wait()
+    serve.shutdown()
+    ray.shutdown()
+
+
+def _sized(replicas: int, most: int) -> dict[str, Any]:
+    if replicas:
+        return {"num_replicas": min(replicas, most)}
+    return {"autoscaling_config": {"min_replicas": 1, "max_replicas": most}}
+
+
+def _passed_on() -> dict[str, str]:
+    names = ("OPENAI_BASE_URL", "OPENAI_API_KEY", "PATCHWORK_HOME", "PATCHWORK_CACHE")
+    return {name: os.environ[name] for name in names if name in os.environ}
+
+
+if __name__ == "__main__":
+    sys.path.insert(0, str(Path(__file__).parents[1]))
+    from baselines import composed
+
+    composed.main()  # by its importable name, so that what is pickled is found in replicas
