@@ -11,7 +11,7 @@ from patchwork_scheduler.admission import Admission, Admit, Decision, Hold, Mode
 from patchwork_scheduler.estimate import Ahead
 from patchwork_scheduler.model import SloClass
 
-#: With nothing in flight, one request in so many seconds is let in although it is predicted to miss: who refuses all learns nothing,
+#: With nothing in its way, one request in so many seconds is let in although it is predicted to miss: who refuses all learns nothing,
 #: and a prediction that was made in a bad hour would hold for ever.
 PROBE_EVERY_S = 10.0
 KEPT_DECISIONS = 50
@@ -45,7 +45,7 @@ class Door:
     ) -> Decision:
         """Admit (and note that it is in), refuse or hold."""
         decision = self.admission.decide(slo, ahead, now, deadline, behind_s=behind_s, at_risk=at_risk)
-        if isinstance(decision, Refuse) and not len(self.admission) and now - self._probed >= PROBE_EVERY_S:
+        if isinstance(decision, Refuse) and decision.predicted_s <= ahead.work_s and self._may_probe(now):
             self._probed = now
             self.told.append(Told(now, "probe", f"{slo.name}: let in to learn, {_told(decision, deadline - now)}"))
             decision = Admit(decision.predicted_s)
@@ -53,6 +53,9 @@ class Door:
             self.admission.accepted(run_id, slo, ahead, deadline, now, decision.predicted_s)
         self._count(slo.name, decision, deadline - now, now)
         return decision
+
+    def _may_probe(self, now: float) -> bool:
+        return not len(self.admission) and now - self._probed >= PROBE_EVERY_S
 
     def _count(self, name: str, decision: Decision, allowed_s: float, now: float) -> None:
         match decision:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import AsyncIterator, Callable
 from typing import Any
@@ -10,10 +11,14 @@ from typing import Any
 import pytest
 from ray.exceptions import ActorDiedError
 
+from patchwork_adapters import codec
 from patchwork_adapters.context import RequestContext
 from patchwork_adapters.errors import ComponentFailed, ComponentUnavailable, DeadlinePassed
 from patchwork_adapters.transport import LeafCall
 from patchwork_serving import transport as transport_module
+from patchwork_serving.release import ComponentSpec
+from patchwork_serving.scheduling import Scheduling
+from patchwork_serving.sharing import Sharing
 from patchwork_serving.transport import RayTransport
 from patchwork_serving.wire import CallFrame, ErrorFrame, ReplyFrame, Report
 
@@ -83,9 +88,12 @@ def call(deadline: float | None = None, stream: bool = False) -> LeafCall:
     return LeafCall("llm", "leaf", "chat", b"question", stream=stream, request=request)
 
 
-def ok(payload: bytes = b"answer") -> Answer:
+THREE = ("a", "b", "c")
+
+
+def ok(payload: bytes = b"answer", report: Report | None = None) -> Answer:
     async def answer(frame: CallFrame) -> bytes:
-        return ReplyFrame((payload,), Report("replica-1")).to_bytes()
+        return ReplyFrame((payload,), report or Report("replica-1")).to_bytes()
 
     return answer
 
@@ -123,6 +131,145 @@ async def test_a_call_of_a_lost_replica_runs_elsewhere() -> None:
     assert await RayTransport(lambda _: handle).call(call()) == b"answer"
     assert len(handle.frames) == 3
     assert len({frame.id for frame in handle.frames}) == 3
+
+
+async def test_a_call_of_a_lost_replica_goes_to_another_one_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(transport_module, "BACKOFF_S", 1000.0)  # not waited for
+    handle = Handle(died, refused("EngineDied", 503, True), ok())
+    scheduling = Scheduling(replicas_of=lambda _: THREE)
+    assert await RayTransport(lambda _: handle, scheduling=scheduling).call(call()) == b"answer"
+    assert sorted(handle.replicas) == ["a", "b", "c"]
+
+
+async def test_a_call_tells_the_replica_what_is_promised_and_predicted() -> None:
+    handle = Handle(ok(report=Report("llm#a", service_s=2.0, prompt_tokens=4, output_tokens=8)), ok())
+    transport = RayTransport(lambda _: handle)
+    await transport.call(call())
+    now = time.monotonic()
+    request = RequestContext("r", "run", deadline=now + 9.0, slo_deadline=now + 5.0)
+    await transport.call(LeafCall("llm", "leaf", "chat", b"question", request=request))
+    first, second = handle.frames
+    assert (first.due_s, first.ahead_s) == (None, 0.0)
+    assert second.due_s == pytest.approx(5.0, abs=0.5)
+    assert (second.ahead_s, second.after_s) == (pytest.approx(2.0), 0.0)
+    assert (second.prompt_tokens, second.output_tokens) == (4, 8)
+
+
+async def test_the_router_forgets_calls_however_they_end() -> None:
+    async def fails(frame: CallFrame) -> bytes:
+        raise ValueError("unexpected")
+
+    endings = [ok(), refused("EngineRefused", 400, False), died, fails, never]
+    for ending in endings:
+        scheduling = Scheduling(replicas_of=lambda _: THREE)
+        handles = {"llm": Handle(ending)}
+        transport = RayTransport(handles.__getitem__, scheduling=scheduling)
+        with contextlib.suppress(Exception, DeadlinePassed):
+            await transport.call(call(deadline=time.monotonic() + 0.02))
+        router = scheduling._replicas["llm"].router
+        assert all(not replica.outstanding for replica in router._replicas.values()), ending
+        router.check_invariants()
+
+
+SHARED = {
+    "store": ComponentSpec(id="store", kind="retriever", way="engine", engine="pgvector"),
+    "llm": ComponentSpec(id="llm", kind="llm", way="engine", engine="llamacpp"),
+    "mine": ComponentSpec(id="mine", kind="retriever", way="own", engine="own"),
+}
+
+
+def search(payload: bytes = b"q", component: str = "store", method: str = "search", left_s: float = 60.0) -> LeafCall:
+    now = time.monotonic()
+    request = RequestContext("r", "run", deadline=now + left_s, slo_deadline=now + left_s)
+    return LeafCall(component, "leaf", method, payload, request=request)
+
+
+async def at_once(transport: RayTransport, *calls: LeafCall) -> list[Any]:
+    return await asyncio.gather(*(transport.call(one) for one in calls), return_exceptions=True)
+
+
+async def test_equal_searches_in_flight_are_made_once() -> None:
+    handle = Handle(ok())
+    transport = RayTransport(lambda _: handle, sharing=Sharing(SHARED))
+    assert await at_once(transport, search(), search(), search(b"other"), search()) == [b"answer"] * 4
+    assert [frame.payload for frame in handle.frames] == [b"q", b"other"]
+    await transport.call(search())  # nothing is in flight any more, and nothing is kept
+    assert len(handle.frames) == 3
+
+
+@pytest.mark.parametrize(
+    ("component", "method"),
+    [
+        ("llm", "chat"),  # sampled: two answers are not one
+        ("mine", "search"),  # the user's own object: nothing is known of what it does
+        ("store", "add"),  # a write
+    ],
+)
+async def test_other_calls_are_each_made(component: str, method: str) -> None:
+    handle = Handle(ok())
+    transport = RayTransport(lambda _: handle, sharing=Sharing(SHARED))
+    await at_once(transport, *(search(b"q", component, method) for _ in range(2)))
+    assert len(handle.frames) == 2
+
+
+@pytest.mark.parametrize(
+    ("temperature", "allowed", "made"), [(0, True, 1), (0.0, True, 1), (0.5, True, 2), (None, True, 2), (0, False, 2)]
+)
+async def test_an_llm_call_is_shared_when_it_is_greedy_and_allowed(
+    temperature: float | None, allowed: bool, made: int
+) -> None:
+    handle = Handle(ok())
+    transport = RayTransport(lambda _: handle, sharing=Sharing(SHARED, llm=allowed))
+    payload = codec.encode({"body": {"messages": [], "temperature": temperature}})
+    await at_once(transport, *(search(payload, "llm", "chat") for _ in range(2)))
+    assert len(handle.frames) == made
+
+
+async def test_shared_work_is_cancelled_when_the_last_who_waits_has_left() -> None:
+    handle = Handle(never)
+    transport = RayTransport(lambda _: handle, sharing=Sharing(SHARED))
+    tasks = [asyncio.create_task(transport.call(search())) for _ in range(2)]
+    while not handle.sent:
+        await asyncio.sleep(0)
+    tasks[0].cancel()  # the one whose call it is
+    await asyncio.wait(tasks[:1])
+    assert not handle.sent[0].cancelled
+    tasks[1].cancel()
+    await asyncio.wait(tasks)
+    await asyncio.sleep(0)
+    assert handle.sent[0].cancelled
+
+
+async def test_who_has_time_left_asks_again_when_the_one_who_asked_first_had_none() -> None:
+    handle = Handle(never, ok())
+    transport = RayTransport(lambda _: handle, sharing=Sharing(SHARED))
+    first, second = await at_once(transport, search(left_s=0.02), search())
+    assert isinstance(first, DeadlinePassed)
+    assert second == b"answer"
+
+
+async def test_who_needs_it_sooner_does_not_wait_for_work_begun_for_later() -> None:
+    handle = Handle(ok())
+    transport = RayTransport(lambda _: handle, sharing=Sharing(SHARED))
+    await at_once(transport, search(left_s=60.0), search(left_s=1.0), search(left_s=2.0))
+    assert len(handle.frames) == 2
+
+
+async def test_a_search_after_a_write_is_not_answered_by_one_before_it() -> None:
+    started = asyncio.Event()
+
+    async def slow(frame: CallFrame) -> bytes:
+        started.set()
+        await asyncio.sleep(0.01)
+        return ReplyFrame((b"old",), Report("store#a")).to_bytes()
+
+    handle = Handle(slow, ok(b"written"), ok(b"new"))
+    transport = RayTransport(lambda _: handle, sharing=Sharing(SHARED))
+    before = asyncio.create_task(transport.call(search()))
+    await started.wait()
+    await transport.call(search(b"row", method="add"))
+    assert await transport.call(search()) == b"new"
+    assert await before == b"old"
 
 
 async def test_a_call_that_no_replica_answers_ends_as_unavailable(monkeypatch: pytest.MonkeyPatch) -> None:
