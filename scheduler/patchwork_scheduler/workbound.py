@@ -40,7 +40,8 @@ class WorkBound:
     """Admission of calls into one engine. Owned by one replica host.
 
     ``max_sequences``: what the engine is configured for. ``slowdown`` (learnt by :meth:`stepped`): measured over predicted step time.
-    ``min_prefill_tokens``: the smallest allowance, where anything may be prefilled at all: smaller steps serve nobody.
+    ``lead_s``: how long before the prefills inside are predicted to be done the next may follow, so that a host which hears of their end
+    a little later leaves the engine no gap. ``min_prefill_tokens``: the smallest allowance, where anything may be prefilled at all: smaller steps serve nobody.
     """
 
     def __init__(
@@ -50,6 +51,7 @@ class WorkBound:
         max_sequences: int = 256,
         max_prefill_tokens: int = 8192,
         min_prefill_tokens: int = 256,
+        lead_s: float = 0.0,
         progress: Callable[[str], int] | None = None,
     ) -> None:
         if max_sequences < 1:
@@ -59,6 +61,8 @@ class WorkBound:
         self._max_sequences = max_sequences
         self._max_prefill = max_prefill_tokens
         self._min_prefill = min_prefill_tokens
+        self._lead_s = lead_s
+        self._prefilled_at = -math.inf  # when the prefills inside are predicted to be done
         self._progress = progress
         self._running: dict[str, _Running] = {}
         self._prefilling: dict[str, int] = {}
@@ -81,7 +85,12 @@ class WorkBound:
             return True
         if len(self._running) >= self._max_sequences:
             return False
-        return self._prefill_tokens + call.prompt_tokens <= self.allowance(now, call)
+        allowed = self.allowance(now, call)
+        if self._prefill_tokens + call.prompt_tokens <= allowed:
+            return True
+        # What is inside fills the step under way; the call waits for the next one. (Alone, a prompt may be longer than allowed.)
+        within = len(self._prefilling) == 1 or self._prefill_tokens <= allowed
+        return 0.0 < allowed and 0.0 < self._lead_s and within and self._prefilled_at - now <= self._lead_s
 
     def allowance(self, now: float, call: Call | None = None) -> float:
         """Prefill tokens that may be inside. At least one call may always prefill where no running deadline forbids it."""
@@ -96,12 +105,19 @@ class WorkBound:
             return max(allowed, call.prompt_tokens)
         return allowed
 
+    def ask_again_at(self, now: float, at_most_s: float) -> float:
+        """When a call that has no room may have it, if nothing is heard of those inside: after ``now``, within ``at_most_s``."""
+        follows = self._prefilled_at - self._lead_s
+        return follows if now < follows < now + at_most_s else now + at_most_s
+
     def started(self, call: Call, now: float) -> None:
         """The call went into the engine."""
         finish = math.inf if call.deadline is None else call.deadline - call.after_s
         self._running[call.id] = _Running(finish, call.prompt_tokens, max(call.output_tokens, 1))
         self._prefilling[call.id] = call.prompt_tokens
         self._prefill_tokens += call.prompt_tokens
+        step = self.cost.step_s(call.prompt_tokens, len(self._running), self._context_tokens) * self.slowdown
+        self._prefilled_at = max(self._prefilled_at, now + self.cost.call_s * self.slowdown) + step
 
     def first_token(self, call_id: str) -> None:
         """The call's prompt has been prefilled."""

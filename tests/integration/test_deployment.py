@@ -5,13 +5,18 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import Iterator
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
 
 import httpx
+import psycopg
 import pytest
 
 from kit.deployed import EXAMPLES, QUESTIONS, Home, a_home, deployed, invoke
 from patchwork_adapters import RemoteRunnable
+from patchwork_serving.store.embedded import EmbeddedPostgres
 
 pytestmark = [pytest.mark.ray, pytest.mark.postgres, pytest.mark.models, pytest.mark.slow]
 
@@ -86,14 +91,81 @@ def test_status_and_inspect_tell_what_runs(home: Home, url: str) -> None:
     }
 
 
-async def test_a_client_that_leaves_stops_the_work_behind_it(url: str) -> None:
+LEAVES, LATE, CANCELLED = "the client leaves", "the deadline passes", "the run is cancelled"
+#: Status codes of requests that end so; None: nobody is there to read one. Of those with a deadline, the door may refuse some.
+STATUSES: dict[str, set[int | None]] = {LEAVES: {None}, LATE: {504, 429, 200}, CANCELLED: {499}}
+
+
+async def ended(url: str, way: str, reached: Callable[[], bool]) -> None:
+    """Send requests, wait until they have ``reached`` a stage, and end them in one of the three ways."""
+    ids = [str(uuid.uuid4()) for _ in range(10)]
+    headers = {"x-patchwork-deadline-ms": "2500"} if way == LATE else {}
     async with httpx.AsyncClient(timeout=60.0) as client:
-        tasks = [asyncio.create_task(client.post(f"{url}/invoke", json={"input": q})) for q in QUESTIONS[:6]]
-        await asyncio.sleep(1.0)
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+
+        async def ask(question: str, run_id: str) -> int:
+            body = {"input": question, "config": {"run_id": run_id}}
+            return (await client.post(f"{url}/invoke", json=body, headers=headers)).status_code
+
+        runs = [asyncio.create_task(ask(*pair)) for pair in zip(QUESTIONS, ids, strict=False)]
+        while not await asyncio.to_thread(reached):
+            assert not all(run.done() for run in runs), [run.result() for run in runs]
+            await asyncio.sleep(0.05)
+        if way == LEAVES:
+            for run in runs:
+                run.cancel()
+        if way == CANCELLED:
+            await asyncio.gather(*(client.post(f"{url}/runs/{run_id}/cancel") for run_id in ids))
+        answers = await asyncio.gather(*runs, return_exceptions=True)
+    seen = {None if isinstance(answer, BaseException) else answer for answer in answers}
+    assert seen <= STATUSES[way] | {200}, answers
+    assert seen & STATUSES[way] - {429, 200}, answers
+
+
+def searches(dsn: str) -> list[Any]:
+    """Statements of ours that run, or hold a transaction open."""
+    with psycopg.connect(dsn) as connection:
+        text = "SELECT state, query FROM pg_stat_activity WHERE application_name = 'patchwork' AND state <> 'idle'"
+        return connection.execute(text).fetchall()
+
+
+@contextmanager
+def searches_that_wait(dsn: str) -> Iterator[None]:
+    """Locks on the tables of vectors."""
+    with psycopg.connect(dsn) as connection:
+        text = "SELECT tablename FROM pg_tables WHERE schemaname = 'patchwork' AND tablename ~ '^rows_[0-9]+$'"
+        for (table,) in connection.execute(text).fetchall():
+            connection.execute(f"LOCK TABLE patchwork.{table} IN ACCESS EXCLUSIVE MODE".encode())
+        yield
+
+
+def until(condition: Callable[[], bool], what: str, timeout_s: float = 20.0) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline, what
+        time.sleep(0.1)
+
+
+@pytest.mark.parametrize("way", [LEAVES, LATE, CANCELLED])
+async def test_a_request_that_ends_early_leaves_no_work_behind_in_any_stage(home: Home, url: str, way: str) -> None:
+    def llm_works() -> bool:
+        rows = httpx.get(f"{url}/info").json()["status"]["replicas"]
+        return any(row["running"] for row in rows if row["component"] == LLM)
+
+    def engine_rests() -> bool:
+        (replica,) = home.replicas(LLM)
+        return replica.cpu_percent(interval=0.5) < 25.0  # one sequence keeps a core busy
+
+    await ended(url, way, llm_works)
     await asyncio.to_thread(wait_until_idle, url)
+    await asyncio.to_thread(until, engine_rests, "llama.cpp goes on with sequences that nobody reads")
+
+    dsn = EmbeddedPostgres(home.path / "postgres").start()
+    with searches_that_wait(dsn):
+        await ended(url, way, lambda: bool(searches(dsn)))
+        # the lock is still held: what ended was cancelled, not served
+        await asyncio.to_thread(until, lambda: not searches(dsn), "a search goes on in Postgres that nobody waits for")
+    await asyncio.to_thread(wait_until_idle, url)
+    assert await asyncio.to_thread(invoke, url, QUESTIONS[0])
 
 
 async def test_a_deadline_that_passes_is_a_504_and_stops_the_work(url: str) -> None:

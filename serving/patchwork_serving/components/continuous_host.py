@@ -31,6 +31,8 @@ COALESCE_PER_STREAM_S = 0.001
 COALESCE_MAX_S = 0.05
 #: While a call waits for room, after how many of the engine's steps it is asked again (ends and first tokens are noticed at once).
 ASK_AGAIN_STEPS = 4
+#: How much of the engine's time before the prefills inside are done the next one follows.
+LEAD_STEPS = 1.5
 ASK_AGAIN_AT_LEAST_S = 0.005
 
 
@@ -95,7 +97,7 @@ class ContinuousHost(ComponentHost):
     async def _call(self, frame: CallFrame) -> ReplyFrame:
         async with self._admitted(frame) as inside:
             payloads = [payload async for payload in self._generate(inside)]
-            return ReplyFrame(tuple(payloads), self._report(inside.waiting))
+        return ReplyFrame(tuple(payloads), self._report(inside.waiting))  # of what is there when it has left
 
     async def stream(self, frame: CallFrame) -> AsyncIterator[ReplyFrame]:
         try:
@@ -111,7 +113,7 @@ class ContinuousHost(ComponentHost):
                             yield ReplyFrame(group, last=False)
                 finally:
                     self._streams -= 1
-                yield ReplyFrame(report=self._report(inside.waiting, first))
+            yield ReplyFrame(report=self._report(inside.waiting, first))
         except (Exception, DeadlinePassed) as error:  # noqa: BLE001  the loop top of a stream
             yield ReplyFrame(error=error_frame(error))
 
@@ -150,7 +152,7 @@ class ContinuousHost(ComponentHost):
         while self._running < self._limit and (head := self._queue.peek(now)) is not None:
             if self._bound is not None and not self._bound.has_room(head, now):
                 step_s = self._bound.cost.shortest_step_s * self._bound.slowdown
-                return now + max(ASK_AGAIN_AT_LEAST_S, ASK_AGAIN_STEPS * step_s)
+                return self._bound.ask_again_at(now, max(ASK_AGAIN_AT_LEAST_S, ASK_AGAIN_STEPS * step_s))
             (call,) = self._queue.next_batch(now, limit=1)
             self._let_in(self._take(call, now, self._running + 1), now)
         return None
@@ -237,7 +239,7 @@ class ContinuousHost(ComponentHost):
         if not (self._bounded and self._step_tokens) or cost is None:
             return
         self._bound = WorkBound(
-            cost, max_sequences=self._limit, max_prefill_tokens=self._step_tokens,
+            cost, max_sequences=self._limit, max_prefill_tokens=self._step_tokens, lead_s=LEAD_STEPS * cost.shortest_step_s + cost.call_s,
             progress=lambda call_id: self._inside[call_id].tokens,
         )  # fmt: skip
         for inside in self._inside.values():

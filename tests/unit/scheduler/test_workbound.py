@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -105,3 +106,16 @@ def test_whatever_waits_gets_in_once_those_inside_are_done(specs: list[tuple[flo
         done += 1
     assert done == len(specs)
     assert len(engine) == engine.prefill_tokens == 0
+
+
+def test_a_host_that_hears_of_first_tokens_a_little_late_leaves_the_engine_no_gap() -> None:
+    leading = WorkBound(ENGINE, lead_s=0.003)
+    leading.started(call("tight", deadline=1.0, output=100), now=0.0)  # bears steps of 9 ms
+    leading.first_token("tight")
+    leading.started(call("a", deadline=1.0), now=0.1)  # its prompt is done at 0.106
+    assert not leading.has_room(call("b"), now=0.101)
+    assert leading.ask_again_at(0.101, 0.01) == pytest.approx(0.103, abs=1e-3)
+    assert leading.has_room(call("b", deadline=1.0), now=0.1035)
+    leading.started(call("b", deadline=1.0), now=0.1035)
+    assert not leading.has_room(call("c"), now=0.104)  # one ahead, no more
+    leading.check_invariants()
