@@ -65,7 +65,7 @@ async def side(policy: str, options: argparse.Namespace) -> dict[str, Any]:
     with a_home() as home:
         config = home.path / "patchwork.yaml"
         settings = {
-            "scheduler": {"policy": policy},
+            "scheduler": {"policy": policy, "admission": "off"},  # the order alone
             "components": {LLM: {"slots": options.slots}},
             "models": {LLM.removeprefix("llm-"): {"engine_args": {"cache_prompt": False}}},  # or rounds differ
         }
