@@ -22,13 +22,14 @@ import platform
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import httpx
-from baselines.systems import Application, Engines, ours
-from bench_applications import APPLICATIONS, CHAT, EMBED
+from baselines.systems import CHAT, EMBED, Engines, ours
+from bench_applications import APPLICATIONS
 
 from patchwork_adapters.protocol import HttpRequest, HttpResponse, decode_response, encode_request, encode_response
 from patchwork_serving.bench.report import percentiles
@@ -49,7 +50,7 @@ def main() -> None:
     parser.add_argument("--requests", type=int, default=300, help="at each number of clients")
     options = parser.parse_args()
     vanilla = APPLICATIONS["vanilla"]
-    app = Application("vanilla", vanilla.target, vanilla.models, {CHAT: FREE_LLM, EMBED: FREE_EMBEDDER})
+    app = replace(vanilla, emulated={CHAT: FREE_LLM, EMBED: FREE_EMBEDDER})
     with ours(app, Engines(True), slo_s=30.0, settings={}) as url:
         asyncio.run(load(url, app.values(), 2, 20))
         found = {

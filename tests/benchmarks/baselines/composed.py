@@ -1,6 +1,6 @@
 """Baseline (c): Ray Serve composed by hand: one deployment for each model, one for the chain, Serve's own router and autoscaler.
 
-    python tests/benchmarks/baselines/composed.py examples/vanilla_rag.py --port 8001 --model smollm2-135m-instruct --model all-minilm-l6-v2
+    python composed.py examples/vanilla_rag.py:chain --port 8001 --model smollm2-135m-instruct --model all-minilm-l6-v2
 
 The models are the same engines as everywhere, each in a deployment that speaks OpenAI's protocol. The chain's asynchronous clients
 reach them through deployment handles (what ``http_async_client=`` of the client classes is for); what a chain does synchronously, the
@@ -8,8 +8,7 @@ filling of a store at import above all, goes through a server of the same models
 first served in Serve's router, beyond ``--ongoing`` at a replica.
 """
 
-from __future__ import annotations
-
+# no postponed annotations: FastAPI reads those of a class that Serve sends by value, where names cannot be looked up
 import argparse
 import gc
 import os
@@ -135,9 +134,7 @@ def main() -> None:
         )
         for n, name in enumerate(options.model)
     }
-    chain = Chain.options(**_sized(options.replicas, 8), **light).bind(
-        str(Path(options.target).resolve()), benchmarks, models
-    )
+    chain = Chain.options(**_sized(options.replicas, 8), **light).bind(options.target, benchmarks, models)
     serve.run(chain, route_prefix="/", name="composed")
     stop = threading.Event()
     for signum in (signal.SIGINT, signal.SIGTERM):
@@ -155,8 +152,8 @@ def _sized(replicas: int, most: int) -> dict[str, Any]:
 
 
 def _passed_on() -> dict[str, str]:
-    names = ("OPENAI_BASE_URL", "OPENAI_API_KEY", "PATCHWORK_HOME", "PATCHWORK_CACHE")
-    return {name: os.environ[name] for name in names if name in os.environ}
+    prefixes = ("OPENAI_", "PATCHWORK_", "DATABASE_URL")
+    return {name: value for name, value in os.environ.items() if name.startswith(prefixes) or name.endswith("_MODEL")}
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""``file.py[:attr]`` to the object, as a user's own server script would import it."""
+"""``file.py:attr`` to the object, as a user's own server script would import it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 
 def load_chain(target: str) -> Any:
-    """The module's ``chain``, or the attribute after the colon."""
+    """What ``file.py:attr`` names."""
     file, _, attribute = target.partition(":")
     path = Path(file).resolve()
     sys.path.insert(0, str(path.parent))
@@ -19,4 +19,4 @@ def load_chain(target: str) -> Any:
     module = importlib.util.module_from_spec(spec)
     sys.modules[path.stem] = module
     spec.loader.exec_module(module)
-    return getattr(module, attribute or "chain")
+    return getattr(module, attribute)

@@ -8,32 +8,39 @@ import sys
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
 from bench_demo_chain import ROOT, free_port, running, wait_for
 
+from patchwork_serving.store.embedded import EmbeddedPostgres
+
 HERE = Path(__file__).parent
+CHAT, EMBED = "smollm2-135m-instruct", "all-minilm-l6-v2"
 CLI = [sys.executable, "-m", "patchwork_serving.cli"]
 
 
 @dataclass(frozen=True)
 class Application:
-    """An example and what it is asked. ``emulated`` are ``models`` of patchwork.yaml that take the time of an H100."""
+    """An example and what it is asked. ``emulated``: its models' arguments, each an engine of its own that takes an H100's time."""
 
     name: str
-    target: Path
-    models: tuple[str, ...]  #: names that the chain uses
+    file: Path
+    attribute: str
     emulated: Mapping[str, Any]
+    wraps: str | None = None  #: the key of the question, for a chain that takes an object
+    needs_postgres: bool = False  #: the chain itself reads DATABASE_URL
     inputs: Path = ROOT / "examples" / "questions.jsonl"
-    input_key: str | None = "question"
-    env: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def target(self) -> str:
+        return f"{self.file}:{self.attribute}"
 
     def values(self) -> list[Any]:
         rows = [json.loads(line) for line in self.inputs.read_text(encoding="utf-8").splitlines() if line.strip()]
-        return [row[self.input_key] if self.input_key else row for row in rows]
+        return [{self.wraps: row["question"]} if self.wraps else row["question"] for row in rows]
 
 
 @dataclass(frozen=True)
@@ -48,12 +55,17 @@ class Engines:
         if not self.emulated:
             return {}
         return {
-            name: {
-                "engine": "emulated",
-                "engine_args": {**arguments, "slower": self.slower * arguments.get("slower", 1.0)},
-            }
+            name: {"engine": "emulated", "engine_args": {**arguments, "slower": self.slower}}
             for name, arguments in app.emulated.items()
         }
+
+    def names(self, app: Application) -> list[str]:
+        """What is served: each part of an application has its own emulated model, and all parts share the real one."""
+        return list(app.emulated) if self.emulated else [CHAT, EMBED]
+
+    def env(self, app: Application) -> dict[str, str]:
+        """``GRADER_MODEL=grader``: how the examples are told the model of each part."""
+        return {f"{name.upper()}_MODEL": name for name in app.emulated if self.emulated and "-" not in name}
 
 
 @contextmanager
@@ -65,7 +77,7 @@ def whole(app: Application, engines: Engines, *, workers: int, limit: int | None
         command = [
             sys.executable,
             str(HERE / "whole.py"),
-            str(app.target),
+            app.target,
             "--port",
             str(port),
             "--workers",
@@ -88,14 +100,14 @@ def composed(app: Application, engines: Engines, *, replicas: int, ongoing: int)
         command = [
             sys.executable,
             str(HERE / "composed.py"),
-            str(app.target),
+            app.target,
             "--port",
             str(port),
             "--config",
             str(config),
         ]
         command += ["--replicas", str(replicas), "--ongoing", str(ongoing)]
-        for model in app.models:
+        for model in engines.names(app):
             command += ["--model", model]
         process = stack.enter_context(running(command, env))
         wait_for(f"http://127.0.0.1:{port}/openapi.json", process)
@@ -108,13 +120,14 @@ def ours(app: Application, engines: Engines, *, slo_s: float, settings: Mapping[
     with ExitStack() as stack:
         home = stack.enter_context(tempfile.TemporaryDirectory(prefix="patchwork-bench-", ignore_cleanup_errors=True))
         config = stack.enter_context(config_file({"models": engines.models(app), **settings}))
-        env = {**os.environ, "PATCHWORK_HOME": home, "OPENAI_API_KEY": "unused", **app.env}
+        database = stack.enter_context(postgres()) if app.needs_postgres else {}
+        env = {**os.environ, "PATCHWORK_HOME": home, "OPENAI_API_KEY": "unused", **engines.env(app), **database}
         env.pop("OPENAI_BASE_URL", None)
         port = free_port()
         command = [
             *CLI,
             "deploy",
-            str(app.target),
+            app.target,
             "--port",
             str(port),
             "--config",
@@ -130,16 +143,28 @@ def ours(app: Application, engines: Engines, *, slo_s: float, settings: Mapping[
 @contextmanager
 def model_server(app: Application, engines: Engines) -> Iterator[dict[str, str]]:
     """The environment in which a chain finds the models; they batch, as vLLM's server does."""
-    with config_file({"models": engines.models(app)}) as config:
+    with ExitStack() as stack:
+        config = stack.enter_context(config_file({"models": engines.models(app)}))
+        database = stack.enter_context(postgres()) if app.needs_postgres else {}
         port = free_port()
         command = [*CLI, "models", "serve", "--port", str(port), "--config", str(config)]
-        for model in app.models:
+        for model in engines.names(app):
             command += ["--model", model]
-        with running(command, dict(os.environ)) as process:
-            wait_for(f"http://127.0.0.1:{port}/v1/models", process)
-            yield {
-                **os.environ, "OPENAI_BASE_URL": f"http://127.0.0.1:{port}/v1", "OPENAI_API_KEY": "unused", **app.env,
-            }  # fmt: skip
+        process = stack.enter_context(running(command, dict(os.environ)))
+        url = f"http://127.0.0.1:{port}/v1"
+        wait_for(f"{url}/models", process)
+        yield {**os.environ, "OPENAI_BASE_URL": url, "OPENAI_API_KEY": "unused", **engines.env(app), **database}
+
+
+@contextmanager
+def postgres() -> Iterator[dict[str, str]]:
+    """A server of the benchmark's own, for chains that ask for one."""
+    with tempfile.TemporaryDirectory(prefix="patchwork-bench-pg-", ignore_cleanup_errors=True) as home:
+        server = EmbeddedPostgres(Path(home))
+        try:
+            yield {"DATABASE_URL": server.start()}
+        finally:
+            server.stop()
 
 
 @contextmanager

@@ -1,6 +1,6 @@
 """Baselines (a) and (b): the chain whole, as LangServe's documentation says, in N uvicorn processes; models behind OPENAI_BASE_URL.
 
-    python tests/benchmarks/baselines/whole.py examples/vanilla_rag.py --port 8001 --workers 4 [--limit 64]
+    python tests/benchmarks/baselines/whole.py examples/vanilla_rag.py:chain --port 8001 --workers 4 [--limit 64]
 
 A LlamaIndex engine, which LangServe does not take, gets the same ``/invoke`` route by hand. ``--limit`` is uvicorn's own bound on
 concurrency: beyond it, it answers 503 at once.
@@ -53,7 +53,7 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--limit", type=int)
     options = parser.parse_args()
-    os.environ[TARGET_VARIABLE] = str(Path(options.target).resolve())
+    os.environ[TARGET_VARIABLE] = options.target
     here = Path(__file__)
     uvicorn.run(
         f"{here.stem}:build", factory=True, app_dir=str(here.parent), host="127.0.0.1", port=options.port,
