@@ -68,6 +68,10 @@ class BatchCost:
         slope = (seconds[i] - seconds[i - 1]) / (sizes[i] - sizes[i - 1])
         return seconds[i - 1] + slope * (size - sizes[i - 1])
 
+    def scaled(self, factor: float) -> BatchCost:
+        """The same engine, ``factor`` times as slow."""
+        return BatchCost(self.sizes, tuple(factor * one for one in self.seconds))
+
     def per_item_s(self, max_batch: int) -> float:
         """Seconds per item at the best batch size up to ``max_batch``: what an item costs when many wait."""
         points = {1.0, float(max_batch), *(s for s in self.sizes if 1 <= s <= max_batch)}

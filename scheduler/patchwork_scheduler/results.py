@@ -12,6 +12,16 @@ from patchwork_scheduler.estimate import Calibration
 from patchwork_scheduler.model import SloClass, State
 
 
+@dataclass(frozen=True, slots=True)
+class ComponentUse:
+    replicas: int
+    busy_share: float  #: of the time; an engine with continuous batching is busy with one call as with a hundred
+    work_share: float  #: work that calls brought, of what the replicas can do at their best batch
+
+    def to_json(self) -> dict[str, Any]:
+        return {"replicas": self.replicas, "busy_share": self.busy_share, "work_share": self.work_share}
+
+
 @dataclass(slots=True)
 class Results:
     """Counts, and seconds of those that ran to their end. ``offered = attained + missed + refused``."""
@@ -27,6 +37,7 @@ class Results:
     retry_after: list[float] = field(default_factory=list)
     margin: float = 1.0
     calibration: Mapping[State, Calibration] = field(default_factory=dict)
+    components: Mapping[str, ComponentUse] = field(default_factory=dict)  #: those that have replicas
 
     def finish(self, latency_s: float, in_time: bool) -> None:
         self.latencies.append(latency_s)
@@ -71,6 +82,7 @@ class Results:
             "goodput_per_s": self.goodput(), "slo_s": self.slo.deadline_s,
             "latency_s": {"p50": self.percentile(50), "p95": self.percentile(95), "p99": self.percentile(99)},
             "ttft_s": _percentiles(self.ttft), "retry_after_s": _percentiles(self.retry_after),
+            "components": {name: use.to_json() for name, use in self.components.items()},
         }  # fmt: skip
 
     def check_invariants(self) -> None:

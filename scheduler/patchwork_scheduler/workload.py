@@ -52,36 +52,44 @@ Path = tuple[Step, ...]
 
 
 class Workload:
-    """Sites from ``start``. InvalidWorkload when a way leads nowhere or probabilities do not sum to one."""
+    """Sites from ``start``: a site, or ways that requests begin with.
 
-    def __init__(self, start: str, sites: Iterable[Site]) -> None:
-        self.start = start
+    InvalidWorkload when a way leads nowhere, or probabilities do not sum to one.
+    """
+
+    def __init__(self, start: str | Sequence[Way], sites: Iterable[Site]) -> None:
         self.sites = {site.id: site for site in sites}
-        for site in self.sites.values():
+        self._entry = Site("the start", "", ways=(Way(start, 1.0),) if isinstance(start, str) else tuple(start))
+        for site in (self._entry, *self.sites.values()):
             total = sum(way.probability for way in site.ways)
             if abs(total - 1.0) > 1e-6:
-                raise InvalidWorkload(f"the ways out of {site.id!r} have probabilities that sum to {total}, not 1")
+                raise InvalidWorkload(f"the ways out of {site.id!r} have probabilities that sum to {total:g}, not 1")
             if unknown := {way.target for way in site.ways} - self.sites.keys() - {END}:
-                raise InvalidWorkload(f"ways out of {site.id!r} lead to {sorted(unknown)}, which are no sites")
-        if start not in self.sites:
-            raise InvalidWorkload(f"the start {start!r} is no site; there are {sorted(self.sites)}")
+                raise InvalidWorkload(
+                    f"ways out of {site.id!r} lead to {sorted(unknown)}, which are no sites; there are {sorted(self.sites)}"
+                )
 
     @property
     def components(self) -> set[str]:
         return {site.component for site in self.sites.values()}
 
     def path(self, rng: random.Random) -> Path:
-        """One request, drawn."""
+        """One request, drawn; it visits at least one site."""
+        while not (steps := self._walk(rng)):
+            pass
+        return tuple(steps)
+
+    def _walk(self, rng: random.Random) -> list[Step]:
         steps: list[Step] = []
         visits: dict[str, int] = {}
-        at = self.start
+        at = self._next(self._entry, visits, rng)
         while at != END:
             site = self.sites[at]
             loop = visits.get(at, 0)
             visits[at] = loop + 1
             steps.append(Step(site, loop, self._output(site, rng)))
             at = self._next(site, visits, rng)
-        return tuple(steps)
+        return steps
 
     def _next(self, site: Site, visits: Mapping[str, int], rng: random.Random) -> str:
         if len(site.ways) == 1:
