@@ -37,6 +37,10 @@ UNKEEPABLE = 0.2
 #: Weight of a new observation in the ratio of real to predicted delay, and its limits.
 RATIO_DECAY = 0.01
 RATIO_LOW, RATIO_HIGH = 0.2, 5.0
+#: What the ratio starts from: so many requests delayed as predicted, by half of their work.
+RATIO_PRIOR, PRIOR_DELAY = 20, 0.5
+#: Where less than this of the allowance was predicted, how much work a request happened to bring says more than how it was delayed.
+RATIO_TELLING = 0.25
 #: Step of the margin when a request misses; for one in time it is as much smaller as the promise is high.
 MARGIN_STEP = 0.02
 #: A request that was predicted to be delayed by less than this of its allowance says nothing about the margin.
@@ -101,8 +105,9 @@ class Admission:
         self._shut: set[str] = set()
         self._shares: dict[str, float] = {one.name: 0.0 for one in classes}
         self.margin = 1.0
-        # decayed sums over requests that ended; they start as if one second of delay had been predicted rightly
-        self._delay_predicted = self._delay_real = 1.0
+        # decayed means over requests that ended and tell something
+        self._compared = 0
+        self._delay_predicted = self._delay_real = 0.0
 
     def __len__(self) -> int:
         """Requests accepted and not finished."""
@@ -202,6 +207,8 @@ class Admission:
     @property
     def ratio(self) -> float:
         """Real over predicted delay, of late."""
+        if not self._compared:
+            return 1.0
         return min(max(self._delay_real / self._delay_predicted, RATIO_LOW), RATIO_HIGH)
 
     def check_invariants(self) -> None:
@@ -214,9 +221,16 @@ class Admission:
             assert abs(seconds - expected) < 1e-6 * max(1.0, expected), (component, seconds, expected)
 
     def _compare(self, accepted: _Accepted, now: float) -> None:
-        real = now - accepted.since - accepted.work_s  # its own work was not the mean: sums even that out
-        self._delay_predicted += RATIO_DECAY * (accepted.delay_s - self._delay_predicted)
-        self._delay_real += RATIO_DECAY * (real - self._delay_real)
+        if accepted.predicted_share < RATIO_TELLING and now <= accepted.deadline:
+            return
+        if not self._compared:
+            self._delay_predicted = self._delay_real = max(PRIOR_DELAY * accepted.work_s, 1e-6)
+        self._compared += 1
+        weight = max(RATIO_DECAY, 1.0 / (self._compared + RATIO_PRIOR))
+        # Its own work was not the mean: means even that out. By how much it is late says little: what is late gives way to all others.
+        real = min(now, accepted.deadline) - accepted.since - accepted.work_s
+        self._delay_predicted += weight * (accepted.delay_s - self._delay_predicted)
+        self._delay_real += weight * (real - self._delay_real)
 
     def _allowed_s(self, slo: SloClass, ahead: Ahead, left_s: float) -> float:
         """By how much a request with ``left_s`` to its deadline may be delayed."""

@@ -1,9 +1,9 @@
 """What the simulator needs, from the documents of ``patchwork profile`` and ``patchwork plan``.
 
-A profile knows of requests what sample runs showed. Where its branches name components, requests walk along them. Else they visit the
-components in the order of the profile, as often as they did on average: a call that one request in three makes is made by one in
-three, and calls that were made at once are made at once. How long a call takes is measured; that calls of one component are
-alike is assumed.
+A profile knows of requests what sample runs showed. Where its branches name call-sites of components, requests walk along them.
+Else they visit the components in the order of the profile, as often as they did on average: a call that one request in three makes
+is made by one in three, and calls that were made at once are made at once. How long a call takes is measured; that calls of
+one component are alike is assumed.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from patchwork_scheduler.cost import BatchCost, TokenCost
+from patchwork_scheduler.cost import BatchCost, TokenCost, fit_cost
 from patchwork_scheduler.errors import IncompleteProfile
 from patchwork_scheduler.plan_model import Placement, Plan, PlannedComponent
 from patchwork_scheduler.profile_model import ComponentProfile, Measured, Profile
@@ -77,7 +77,10 @@ def _component(profile: ComponentProfile, planned: PlannedComponent | None) -> t
 
 
 def _cost(profile: ComponentProfile, placement: Placement) -> Cost:
+    """Continuous batching where it was measured and the tokens of a call are known; else whole batches at the tokens of the sample runs."""
     measured = _measured(profile, placement)
+    if measured.rows and profile.prompt_tokens is not None and profile.output_tokens is not None:
+        return fit_cost(measured.rows)
     points = measured.batch_points(profile.tokens)
     seconds = [point.seconds for point in points]
     for i in range(len(seconds) - 1, 0, -1):  # a larger batch that was measured faster is noise
@@ -96,9 +99,13 @@ def _measured(profile: ComponentProfile, placement: Placement) -> Measured:
 
 
 def _ratio(own: Cost, fastest: Cost, batch: int) -> float:
-    if isinstance(own, TokenCost) or isinstance(fastest, TokenCost):
-        return 1.0
-    return own(batch) / fastest(batch)
+    if isinstance(own, TokenCost) and isinstance(fastest, TokenCost):
+        return own.base_s / fastest.base_s
+    if isinstance(own, BatchCost) and isinstance(fastest, BatchCost):
+        return own(batch) / fastest(batch)
+    raise IncompleteProfile(
+        "a component is measured with rows of tokens on one sort of hardware and without on another"
+    )
 
 
 # -- requests ----------------------------------------------------------------------------------------------------------
@@ -112,15 +119,14 @@ def _workload(sites: tuple[Sequence[Way], list[Site]], glue: bool) -> Workload:
 
 
 def _walk_of(profile: Profile) -> tuple[Sequence[Way], list[Site]] | None:
-    """The sites of the branches; None when they name what is no component."""
-    names = {one.id for one in profile.components}
+    """The sites of the branches; None when there are none, or they name what belongs to no component."""
+    owners = {site: one for one in profile.components for site in (one.call_sites or (one.id,))}
     sources = {one.source for one in profile.branches}
     ends = sources | {one.target for one in profile.branches}
-    if not profile.branches or not ends - {START, END} <= names or START not in sources:
+    if START not in sources or not ends - {START, END} <= owners.keys():
         return None
-    ways = {source: _ways(profile, source) for source in ends}
-    called = [one for one in profile.components if one.id in ends]
-    return ways[START], [_site(one, one.id, ways[one.id], MAX_VISITS) for one in called]
+    called = [name for name in owners if name in ends and owners[name].visits > 0]
+    return _ways(profile, START), [_site(owners[one], one, _ways(profile, one), MAX_VISITS) for one in called]
 
 
 def _ways(profile: Profile, source: str) -> tuple[Way, ...]:
@@ -158,4 +164,5 @@ def _skipping(stops: Sequence[tuple[ComponentProfile, str, float]], start: int) 
 def _site(component: ComponentProfile, name: str, ways: Sequence[Way], max_visits: int) -> Site:
     serial = component.path_visits
     fan = max(1, round(component.visits / serial)) if serial > 0 else max(1, math.ceil(component.visits))
-    return Site(name, component.id, fan=fan, ways=tuple(ways), max_visits=max_visits)
+    tokens = round(component.prompt_tokens or 0), round(component.output_tokens or 0)
+    return Site(name, component.id, fan, 1, *tokens, ways=tuple(ways), max_visits=max_visits)

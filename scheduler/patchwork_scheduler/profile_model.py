@@ -100,6 +100,11 @@ class ComponentProfile:
     tokens: NotNegative | None = None  #: mean tokens per call in the sample runs
     external: bool = False  #: a hosted API: it takes time but none of our resources
     external_s: NotNegative = 0.0  #: mean seconds per call of an external component
+    prompt_tokens: NotNegative | None = (
+        None  #: of ``tokens``, per call of an LLM; with both, its continuous batching is simulated
+    )
+    output_tokens: NotNegative | None = None
+    call_sites: tuple[Name, ...] = ()  #: by which ``Profile.branches`` name it; none: by its id
 
     __pydantic_config__ = document.CHECKED
 

@@ -24,8 +24,8 @@ class CallQueue:
 
     Owned by one replica host; not thread-safe. ``max_batch`` counts work items, not calls: a call larger than it runs alone.
     ``max_wait_s`` is how long the oldest call may be held to let a batch form; 0 cuts a batch as soon as it is asked for.
-    ``cost`` gives the seconds of a batch by its items: with it, a batch is neither held nor grown so long that the tightest deadline
-    in it, which could still be met, is lost.
+    ``cost`` gives the seconds of a batch by its items: with it, a batch is not held so long that the tightest deadline in it, which
+    could still be met, is lost; nor grown so long, unless those who would join lose more deadlines by waiting behind it.
     """
 
     def __init__(
@@ -115,7 +115,10 @@ class CallQueue:
         size, finish = 0, math.inf
         while (entry := self._head()) is not None and (limit is None or len(batch) < limit):
             call = self._waiting[entry[2]]
-            if batch and not self._fits(call, size, finish, now):
+            if batch and size + call.size > self._max_batch:
+                break
+            if batch and not self._in_time(size + call.size, finish, now):
+                batch += self._worth_joining(batch, size, now, limit)
                 break
             heapq.heappop(self._ranks)
             self.remove(call.id)
@@ -181,7 +184,44 @@ class CallQueue:
         finish = call.deadline - call.after_s
         return finish if now + self._cost(size) <= finish else math.inf
 
-    def _fits(self, call: Call, size: int, finish: float, now: float) -> bool:
-        if size + call.size > self._max_batch:
-            return False
-        return self._cost is None or finish == math.inf or now + self._cost(size + call.size) <= finish
+    def _in_time(self, size: int, finish: float, now: float) -> bool:
+        return self._cost is None or finish == math.inf or now + self._cost(size) <= finish
+
+    def _worth_joining(self, batch: list[Call], size: int, now: float, limit: int | None) -> list[Call]:
+        """Who joins although the tightest of ``batch`` is lost by that: nobody, unless more would be lost by waiting behind a small batch.
+
+        Without this, an engine whose batches cost little more than single calls would, when busy, serve single calls: each lets the
+        next ones get tight.
+        """
+        assert self._cost is not None
+        entries, joining = self._following(self._max_batch - size, None if limit is None else limit - len(batch))
+        more = sum(call.size for call in joining)
+        small, full = now + self._cost(size), now + self._cost(size + more)
+        behind = small + self._cost(more)
+        lost_by_growing = sum(small <= _finish(call) < full for call in batch)
+        lost_by_waiting = sum(full <= _finish(call) < behind for call in joining)
+        if lost_by_waiting > lost_by_growing:
+            for call in joining:
+                self.remove(call.id)
+            return joining
+        for entry in entries:
+            heapq.heappush(self._ranks, entry)
+        return []
+
+    def _following(self, size: int, limit: int | None) -> tuple[list[Entry], list[Call]]:
+        """The next calls up to ``size`` items, taken from the order but not from the queue."""
+        entries: list[Entry] = []
+        calls: list[Call] = []
+        while (entry := self._head()) is not None and (limit is None or len(calls) < limit):
+            call = self._waiting[entry[2]]
+            size -= call.size
+            if size < 0:
+                break
+            entries.append(heapq.heappop(self._ranks))
+            calls.append(call)
+        return entries, calls
+
+
+def _finish(call: Call) -> float:
+    """By when the call must be done for its request to be in time."""
+    return math.inf if call.deadline is None else call.deadline - call.after_s

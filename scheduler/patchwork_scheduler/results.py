@@ -32,6 +32,7 @@ class Results:
     missed: int = 0
     refused: int = 0
     end: float = 0.0
+    last_arrival: float = 0.0
     latencies: list[float] = field(default_factory=list)
     ttft: list[float] = field(default_factory=list)  #: from the request's arrival to the first token of its last call
     retry_after: list[float] = field(default_factory=list)
@@ -69,11 +70,15 @@ class Results:
         return float(np.mean(self.latencies)) if self.latencies else 0.0
 
     def goodput(self, span_s: float | None = None) -> float:
-        """Requests in time per second, of ``span_s`` (default: to the last event)."""
-        return self.attained / max(span_s or self.end, 1e-9)
+        """Requests in time per second, of ``span_s`` (default: while requests arrived)."""
+        return self.attained / max(span_s or self.last_arrival or self.end, 1e-9)
 
     def percentile(self, q: float) -> float:
         return float(np.percentile(self.latencies, q)) if self.latencies else 0.0
+
+    def first_token_percentile(self, q: float) -> float | None:
+        """None where the last component of no request gives tokens."""
+        return float(np.percentile(self.ttft, q)) if self.ttft else None
 
     def to_json(self) -> dict[str, Any]:
         return {

@@ -99,6 +99,7 @@ class _Simulation:
                 upcoming = next(coming, None)
                 request = Request(f"r{next(numbers)}", now, now + slo.deadline_s, slo, path)
                 self.results.offered += 1
+                self.results.last_arrival = now
                 self.arrive(request, now)
             else:
                 now, _, target, tag = heapq.heappop(events)
@@ -207,9 +208,9 @@ class _Simulation:
             self.ended(now)
 
     def _at_risk(self, now: float) -> bool:
-        """The paper's question: does any call under way belong to a request that is expected to miss?"""
+        """The paper's question: does any call under way belong to a request that is expected to miss? Not of one that has missed."""
         risks = self.risks
-        while risks and risks[0][1] not in self.flights:
+        while risks and ((flight := self.flights.get(risks[0][1])) is None or flight.request.deadline < now):
             heapq.heappop(risks)
         return bool(risks) and risks[0][0] < now
 
@@ -280,7 +281,7 @@ def unloaded(
     costs: Mapping[str, Cost],
     slo: SloClass,
     *,
-    requests: int = 1000,
+    requests: int = 500,
     seed: int = 0,
 ) -> Results:
     """Requests that each have the system to themselves: what no scheduling can be better than."""

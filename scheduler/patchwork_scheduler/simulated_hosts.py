@@ -119,7 +119,7 @@ class Pool:
         self.hosts: dict[str, Host] = {}
         for i in range(0 if plan.unlimited else plan.replicas):
             own = cost.scaled(plan.slower[i]) if i < len(plan.slower) else cost
-            queue = shared or self._queue(own, setup)
+            queue = self._queue(own, setup) if shared is None else shared
             host = f"{name}/{i}"
             if isinstance(own, TokenCost):
                 self.hosts[host] = ContinuousHost(host, self, queue, own, setup)

@@ -126,6 +126,34 @@ def plan(
 
 
 @app.command()
+def simulate(
+    plan: Annotated[Path, typer.Option("--plan", help="What `patchwork plan` wrote.", show_default=False)],
+    profile: Annotated[Path, typer.Option("--profile", help="What `patchwork profile` measured.", show_default=False)],
+    arrivals: Annotated[
+        str, typer.Option("--arrivals", help="poisson:RATE, gamma:RATE:CV, or a trace file.", show_default=False)
+    ],
+    policy: Annotated[
+        str, typer.Option("--policy", help="least_slack, edf, fifo, paper, ideal (one queue for all replicas), or all.")
+    ] = "all",
+    rate: Annotated[float | None, typer.Option("--rate", help="Requests/s; default: those of the arrivals.")] = None,
+    slo: Annotated[
+        str | None, typer.Option("--slo", help="Deadline; default: the plan's, else twice an unloaded request.")
+    ] = None,
+    requests: Annotated[
+        int | None, typer.Option("--requests", help="How many; default: 5000, or the whole trace.")
+    ] = None,
+    seed: Annotated[int, typer.Option("--seed", help="Equal seeds give equal results.")] = 0,
+    as_json: AsJson = False,
+    verbose: Verbose = False,
+) -> None:
+    """Say how a plan would keep its deadlines under given arrivals, without deploying."""
+    from patchwork_serving import cli_simulate
+
+    wish = cli_simulate.Wish(plan, profile, arrivals, policy, rate, slo, requests, seed)
+    cli_simulate.run(wish, as_json=as_json)
+
+
+@app.command()
 def status(
     as_json: AsJson = False,
     watch: Annotated[bool, typer.Option("--watch", help="Show it again every two seconds, until Ctrl-C.")] = False,
