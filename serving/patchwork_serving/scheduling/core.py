@@ -219,7 +219,7 @@ class Scheduling:
                     "site": state.site,
                     "loop": state.loop,
                     "work_s": ahead.work_s,
-                    "work_p90_s": ahead.high_work_s,
+                    "work_p98_s": ahead.high_work_s,
                     "time_s": ahead.time_s,
                     "judged": calibration.count,
                     "predicted_over_actual": calibration.bias if calibration.count else None,
