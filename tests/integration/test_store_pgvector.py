@@ -16,14 +16,17 @@ from kit.vectors import clustered, rows
 from patchwork_adapters import codec
 from patchwork_adapters.operations import SearchRequest
 from patchwork_serving.components.engine import EngineCall
+from patchwork_serving.components.hosting import host_of
 from patchwork_serving.components.retriever import RetrieverEngine
 from patchwork_serving.errors import EngineRefused, StoreError, StoreTimeout, StoreUnreachable, UnknownCollection
+from patchwork_serving.release import ComponentSpec
 from patchwork_serving.store import connect
 from patchwork_serving.store.documents import encode_hits
 from patchwork_serving.store.export import export_collection, parity_of
 from patchwork_serving.store.pgvector import PgVectorStore
 from patchwork_serving.store.port import Search, StoredCollection
 from patchwork_serving.store.statements import settings_for, statement
+from patchwork_serving.wire import CallFrame, ReplyFrame
 
 pytestmark = pytest.mark.postgres
 
@@ -295,6 +298,52 @@ async def test_the_engine_answers_every_operation_in_one_batch(store: PgVectorSt
     assert [codec.decode_outcome(add), codec.decode_outcome(delete)] == [1, 1]  # type: ignore[arg-type]
     assert [type(reply) for reply in (absent, unknown, broken)] == [UnknownCollection, EngineRefused, EngineRefused]
     assert all(isinstance(reply, bytes) for reply in others)
+
+
+async def test_callers_who_leave_spoil_nothing_for_those_who_share_their_connection(
+    store: PgVectorStore, name: str, postgres_dsn: str
+) -> None:
+    collection = await export_collection(store, name, rows(200), DIM, "cosine")
+    stored = await store.collection(name)
+    assert stored is not None
+    spec = ComponentSpec(id="c", kind="retriever", way="engine", engine="pgvector", max_batch=4)
+    host = host_of(spec, RetrieverEngine(postgres_dsn, {name: collection}, pool_size=1), replica="c#1")
+    await host.start()
+
+    async def four_that_wait() -> tuple[list[asyncio.Task[ReplyFrame]], asyncio.Event, asyncio.Task[None]]:
+        release, held = asyncio.Event(), asyncio.Event()
+        lock = asyncio.create_task(locked(postgres_dsn, stored, release, held))
+        await held.wait()
+        payload = codec.encode(SearchRequest(name, clustered(1)[0], 4).to_dict())
+        frames = [CallFrame(uuid.uuid4().hex, "r", "l", "search", payload) for _ in range(4)]
+        tasks = [asyncio.create_task(host.call(frame)) for frame in frames]
+        while not await busy(postgres_dsn):
+            await asyncio.sleep(0.01)
+        assert (host.load().queued, host.load().running) == (0, 1)  # one batch, one pipeline
+        return tasks, release, lock
+
+    try:
+        (leaving, *staying), release, lock = await four_that_wait()
+        leaving.cancel()
+        release.set()
+        replies = await asyncio.gather(*staying)
+        assert [(reply.error, len(reply.payloads)) for reply in replies] == [(None, 1)] * 3
+        await lock
+
+        leaving_all, release, lock = await four_that_wait()
+        for task in leaving_all:
+            task.cancel()
+        await asyncio.wait(leaving_all)
+        async with asyncio.timeout(10):
+            while await busy(postgres_dsn):  # the lock is still held: they are cancelled in the server
+                await asyncio.sleep(0.01)
+        release.set()
+        await lock
+        assert (host.load().queued, host.load().running) == (0, 0)
+        again = CallFrame("again", "r", "l", "get", codec.encode({"collection": name, "ids": ["row-9"]}))
+        assert (await host.call(again)).error is None  # on the only connection, which is back in the pool
+    finally:
+        await host.close()
 
 
 async def test_hits_are_spliced_as_the_codec_would_encode_them(store: PgVectorStore, name: str) -> None:

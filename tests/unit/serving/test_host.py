@@ -140,6 +140,19 @@ async def test_a_caller_that_leaves_takes_its_call_out_of_the_queue() -> None:
     await served.close()
 
 
+async def test_a_caller_that_leaves_a_running_batch_takes_nothing_from_the_others() -> None:
+    engine = Gate()
+    served = await host(engine)
+    leaving, *staying = [asyncio.create_task(served.call(frame(name))) for name in "abc"]
+    await until(lambda: engine.batches == [["a", "b", "c"]])
+    leaving.cancel()
+    await asyncio.wait({leaving})
+    engine.open.set()
+    assert [reply.payloads for reply in await asyncio.gather(*staying)] == [(b"x",)] * 2
+    assert engine.cancelled == 0
+    await served.close()
+
+
 async def test_a_batch_whose_callers_all_left_is_cancelled() -> None:
     engine = Gate()
     served = await host(engine)
