@@ -67,7 +67,9 @@ class Visit:
     started: float
     work_s: float  #: with the engine to itself (of parallel calls: the longest)
     occupied_s: float = 0.0  #: what it takes from the component's replicas, all parallel calls together
-    ahead_s: float | None = None  #: work from here to the end, where visits overlap; None: this and all that follow, summed
+    ahead_s: float | None = (
+        None  #: work from here to the end, where visits overlap; None: this and all that follow, summed
+    )
 
 
 @dataclass(frozen=True, slots=True)

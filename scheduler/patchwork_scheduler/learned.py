@@ -7,10 +7,9 @@ itself is learnt, and nothing is predicted until enough was seen.
 from __future__ import annotations
 
 import math
-import statistics
 from collections import deque
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -44,10 +43,19 @@ def cost_of(document: Mapping[str, Any]) -> BatchCost | TokenCost:
     )
 
 
-@dataclass(slots=True)
 class _Size:
-    sizes: deque[float] = field(default_factory=lambda: deque(maxlen=RECENT))
-    seconds: deque[float] = field(default_factory=lambda: deque(maxlen=RECENT))
+    """Batches of about one size."""
+
+    def __init__(self) -> None:
+        self._sizes: deque[float] = deque(maxlen=RECENT)
+        self._seconds: deque[float] = deque(maxlen=RECENT)
+        self.point = (0.0, 0.0)  #: (mean size, median seconds)
+
+    def add(self, size: float, seconds: float) -> None:
+        self._sizes.append(size)
+        self._seconds.append(seconds)
+        count = len(self._sizes)
+        self.point = (sum(self._sizes) / count, sorted(self._seconds)[count // 2])
 
 
 class LearnedBatchCost:
@@ -71,15 +79,17 @@ class LearnedBatchCost:
 
     def observe(self, size: int, seconds: float) -> None:
         """A batch of ``size`` items took ``seconds``."""
-        seen = self._seen.setdefault(_step(size), _Size())
-        seen.sizes.append(size)
-        seen.seconds.append(seconds)
+        step = _step(size)
+        seen = self._seen.get(step)
+        if seen is None:
+            seen = self._seen[step] = _Size()
+        seen.add(size, seconds)
         if self._seed is not None and (expected := self._seed(size)) > 0.0:
             self._ratio.observe(seconds / expected, decay=0.05)
         self._cost = self._fitted()
 
     def _fitted(self) -> BatchCost:
-        points = {statistics.fmean(one.sizes): statistics.median(one.seconds) for one in self._seen.values()}
+        points = dict(one.point for one in self._seen.values())
         if self._seed is not None:
             unseen = (size for size in self._seed.sizes if _step(size) not in self._seen)
             points |= {size: self._seed(size) * self._ratio.mean for size in unseen}

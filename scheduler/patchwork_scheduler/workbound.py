@@ -41,7 +41,8 @@ class WorkBound:
 
     ``max_sequences``: what the engine is configured for. ``slowdown`` (learnt by :meth:`stepped`): measured over predicted step time.
     ``lead_s``: how long before the prefills inside are predicted to be done the next may follow, so that a host which hears of their end
-    a little later leaves the engine no gap. ``min_prefill_tokens``: the smallest allowance, where anything may be prefilled at all: smaller steps serve nobody.
+    a little later leaves the engine no gap. ``min_prefill_tokens``: the smallest allowance, where anything may be prefilled at all:
+    smaller steps serve nobody.
     """
 
     def __init__(
@@ -90,7 +91,7 @@ class WorkBound:
             return True
         # What is inside fills the step under way; the call waits for the next one. (Alone, a prompt may be longer than allowed.)
         within = len(self._prefilling) == 1 or self._prefill_tokens <= allowed
-        return 0.0 < allowed and 0.0 < self._lead_s and within and self._prefilled_at - now <= self._lead_s
+        return allowed > 0.0 and self._lead_s > 0.0 and within and self._prefilled_at - now <= self._lead_s
 
     def allowance(self, now: float, call: Call | None = None) -> float:
         """Prefill tokens that may be inside. At least one call may always prefill where no running deadline forbids it."""
