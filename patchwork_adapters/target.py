@@ -10,7 +10,7 @@ import importlib
 import importlib.util
 import sys
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -26,7 +26,7 @@ from patchwork_adapters.errors import (
     TargetNotFound,
 )
 from patchwork_adapters.stable_ids import stable_ids
-from patchwork_adapters.walk import reaches
+from patchwork_adapters.walk import made_of
 
 #: Import names whose package has another name in the index.
 _PACKAGES = {
@@ -238,21 +238,27 @@ def _outermost(module: ModuleType) -> Iterator[tuple[str, Any]]:
     """Chains that are not part of another chain; parts (prompts, models, parsers) only when nothing else is there."""
     chains = list(_chains(module))
     whole = [(name, chain) for name, chain in chains if not is_part(chain)] or chains
-    inner = {id(b) for _, a in whole for _, b in whole if a is not b and reaches(a, b)}
-    inner |= {id(b) for _, a in whole for _, b in whole if a is not b and _was_joined(b, a)}
+    inner: set[int] = set()
+    for _, a in whole if len(whole) > 1 else ():
+        objects = made_of(a)
+        sequences = [o for o in objects.values() if isinstance(getattr(o, "steps", None), list)]
+        inner |= {id(b) for _, b in whole if a is not b and (id(b) in objects or _was_joined(b, sequences))}
     # two chains that reach each other (a cycle) would both vanish
     outer = [(name, chain) for name, chain in whole if id(chain) not in inner] or whole
     yield from outer
 
 
-def _was_joined(inner: Any, outer: Any) -> bool:
+def _was_joined(inner: Any, sequences: Iterable[Any]) -> bool:
     """``inner | more`` takes the steps of a sequence over, not the sequence."""
-    short, long = getattr(inner, "steps", None), getattr(outer, "steps", None)
-    if not isinstance(short, list) or not isinstance(long, list) or len(short) >= len(long):
+    steps = getattr(inner, "steps", None)
+    if not isinstance(steps, list):
         return False
-    ids = [id(step) for step in long]
-    wanted = [id(step) for step in short]
-    return any(ids[i : i + len(wanted)] == wanted for i in range(len(ids) - len(wanted) + 1))
+    wanted = [id(step) for step in steps]
+    for sequence in sequences:
+        ids = [id(step) for step in sequence.steps]
+        if len(wanted) < len(ids) and any(ids[i : i + len(wanted)] == wanted for i in range(len(ids))):
+            return True
+    return False
 
 
 def _chains(module: ModuleType) -> Iterator[tuple[str, Any]]:

@@ -83,9 +83,9 @@ def find_leaves(chain: Any, module: ModuleType | None = None, root: str = "chain
     return Walk(tuple(leaves), tuple(_opaque(walked, [id(chain)], leaf_keys)))
 
 
-def reaches(chain: Any, part: Any) -> bool:
-    """Whether ``part`` is among the objects that ``chain`` is made of."""
-    return id(part) in _Walked.of([("", chain)]).objects
+def made_of(chain: Any) -> dict[int, Any]:
+    """The objects that ``chain`` is made of, itself included, by ``id``."""
+    return _Walked.of([("", chain)]).objects
 
 
 def parts_of(part: Any) -> tuple[int, ...]:

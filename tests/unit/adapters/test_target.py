@@ -61,6 +61,11 @@ def test_a_chain_used_by_another_through_a_function_does_not_count(tmp_path: Pat
     assert loaded.attr == "outer"
 
 
+def test_a_chain_whose_steps_were_joined_deep_inside_another_is_part_of_it(tmp_path: Path) -> None:
+    text = CHAIN + "inner = prompt | shout\nouter = {'a': shout | inner, 'b': prompt} | shout\n"
+    assert load(tmp_path, text).attr == "outer"
+
+
 def test_one_chain_under_two_names_is_one_chain(tmp_path: Path) -> None:
     assert load(tmp_path, CHAIN + "chain = prompt | shout\napp = chain\n").attr == "chain"
 
