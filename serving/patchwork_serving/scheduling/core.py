@@ -191,7 +191,8 @@ class Scheduling:
             if report is not None and not step.shared:
                 costs = self._costs_of(step.component)
                 costs.observe(step.site, step.size, step.payload_bytes, report)
-                predicted = costs.predict(step.site, step.size, step.payload_bytes)
+                if not predicted.alone_s:  # the first of its kind
+                    predicted = costs.predict(step.site, step.size, step.payload_bytes)
             if step.shared:
                 self.calls_shared += 1
             if step.journey is not None and step.stay is not None:

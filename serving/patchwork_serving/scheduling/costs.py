@@ -17,6 +17,8 @@ from patchwork_serving.wire import Report
 
 #: A company seen less often than this says nothing about what an item costs in it.
 TELLING = 3
+#: After so many calls a site speaks for itself, and teaches what its component's other sites may be like no more.
+SETTLED = 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,8 +41,10 @@ class _Seen:
     tokens_per_byte: Learned = field(default_factory=Learned)
     output_tokens: Learned = field(default_factory=Learned)
     cheapest: float = 0.0  #: least mean of ``shared``, seconds per item
+    calls: int = 0
 
     def observe(self, size: int, payload_bytes: int, report: Report) -> None:
+        self.calls += 1
         per_item = report.service_s / size
         alone = self.per_item.setdefault(size.bit_length(), Learned())
         if report.alone_s > 0.0:
@@ -48,13 +52,16 @@ class _Seen:
             self.modelled.observe(report.occupied_s / size)
         elif report.batch <= 1 or not alone.count or per_item < alone.mean:
             alone.observe(per_item)
-        company = max(report.batch, 1)
-        self.shared.setdefault(company.bit_length(), Learned()).observe(per_item / company)
-        means = [one.mean for one in self.shared.values() if one.count >= TELLING]
-        self.cheapest = min(means, default=per_item / company)
+        if not self.modelled.count:
+            self._observe_company(per_item, max(report.batch, 1))
         if report.prompt_tokens:
             self.tokens_per_byte.observe(report.prompt_tokens / max(payload_bytes, 1))
             self.output_tokens.observe(float(report.output_tokens))
+
+    def _observe_company(self, per_item: float, company: int) -> None:
+        self.shared.setdefault(company.bit_length(), Learned()).observe(per_item / company)
+        means = [one.mean for one in self.shared.values() if one.count >= TELLING]
+        self.cheapest = min(means, default=per_item / company)
 
     def occupied_s(self, size: int) -> float:
         return (self.modelled.mean if self.modelled.count else self.cheapest) * size
@@ -85,8 +92,10 @@ class CallCosts:
     def observe(self, site: str, size: int, payload_bytes: int, report: Report) -> None:
         """A call ended with this report."""
         size = max(size, 1)
-        self._of(site).observe(size, payload_bytes, report)
-        self._all.observe(size, payload_bytes, report)
+        seen = self._of(site)
+        seen.observe(size, payload_bytes, report)
+        if seen.calls <= SETTLED:
+            self._all.observe(size, payload_bytes, report)
 
     def predict(self, site: str, size: int, payload_bytes: int) -> Predicted:
         """What is expected of a call; a site never seen is answered from the component's other sites."""

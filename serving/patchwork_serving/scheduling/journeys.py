@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import bisect
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -100,20 +102,22 @@ class _Glue:
     """Seconds up to a time in which the chain itself worked, or waited for what is no component."""
 
     def __init__(self, idle: Sequence[tuple[float, float]]) -> None:
-        self._idle = idle
+        self._until = [until for until, _ in idle]
+        self._sums = [0.0, *itertools.accumulate(seconds for _, seconds in idle)]
 
     def __call__(self, time: float) -> float:
-        return sum(seconds for until, seconds in self._idle if until <= time)
+        return self._sums[bisect.bisect_right(self._until, time)]
 
 
 def _ahead(stays: Sequence[Stay], glue: _Glue, finished: float) -> Mapping[int, float]:
     """Work from each visit on: its own, and the longest way through visits that began after its end, the chain's own work between."""
     ahead: dict[int, float] = {}
     end = glue(finished)
+    before = [glue(stay.started) for stay in stays]
     for i in range(len(stays) - 1, -1, -1):
         stay = stays[i]
         over = stay.ended or finished
         done = glue(over)
-        later = [ahead[j] + glue(stays[j].started) - done for j in range(i + 1, len(stays)) if stays[j].started >= over]
+        later = [ahead[j] + before[j] - done for j in range(i + 1, len(stays)) if stays[j].started >= over]
         ahead[i] = stay.work_s + max(later, default=max(end - done, 0.0))
     return ahead
