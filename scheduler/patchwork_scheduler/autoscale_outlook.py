@@ -33,7 +33,7 @@ class Outlook:
         reasons = [self._expected(ahead_s)]
         if name in self.utilisation:
             reasons.append(
-                f"that is {self.demand[name]:.3g} calls/s, {self.utilisation[name]:.0%} of what {_replicas(before)} carry"
+                f"that is {self.demand[name]:.3g} calls/s, {self.utilisation[name]:.0%} of what {_replicas(before)} {_carry(before)}"
             )
         if self.backlog[name] >= 1:
             reasons.append(f"{self.backlog[name]:.0f} calls wait")
@@ -57,3 +57,7 @@ def why_fewer(peak_per_s: float, over_s: float, after: int, utilisation: float) 
 
 def _replicas(count: int) -> str:
     return f"{count} replica{'' if count == 1 else 's'}"
+
+
+def _carry(count: int) -> str:
+    return "carries" if count == 1 else "carry"

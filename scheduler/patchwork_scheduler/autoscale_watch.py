@@ -29,13 +29,26 @@ class Watch:
         self._at: float | None = None
 
     def observe(self, entries: Iterable[Mapping[str, Any]], now: float) -> Observation | None:
-        """What happened since the last call; None at the first."""
+        """What happened since the last call; None at the first, and while the ingress has not reported again."""
         entries = list(entries)
         before = {name: entry for name, (_, entry) in self._known.items()}
+        seconds = 0.0 if self._at is None else _published_s(entries, before, now - self._at)
+        if self._at is not None and seconds <= 0:
+            return None
+        first, self._at = self._at is None, now
         self._known |= {str(entry["replica"]): (now, entry) for entry in entries}
         self._known = {name: one for name, one in self._known.items() if one[0] > now - FORGET_S}
-        at, self._at = self._at, now
-        return None if at is None or now <= at else _difference(entries, before, now - at)
+        return None if first else _difference(entries, before, seconds)
+
+
+def _published_s(
+    entries: Iterable[Mapping[str, Any]], before: Mapping[str, Mapping[str, Any]], otherwise: float
+) -> float:
+    """Seconds between what the ingress replicas published then and now: their counts are of that time, whenever they are read."""
+    known = [e for e in entries if e["component"] == INGRESS and str(e["replica"]) in before and "at" in e]
+    if not known:
+        return otherwise
+    return sum(float(e["at"]) - float(before[str(e["replica"])]["at"]) for e in known) / len(known)
 
 
 def _difference(

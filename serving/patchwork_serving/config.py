@@ -122,6 +122,10 @@ class ComponentConfig(_Strict):
         None, description="how the leaf is run; local: stay in the orchestrator"
     )
     replicas: int | None = Field(None, ge=0)
+    min_replicas: int | None = Field(
+        None, ge=0, description="the autoscaler keeps so many; 0: none while nothing calls it"
+    )
+    max_replicas: int | None = Field(None, ge=1, description="the autoscaler starts no more than these")
     num_cpus: float | None = Field(None, ge=0)
     num_gpus: float | None = Field(None, ge=0)
     max_batch: int | None = Field(None, ge=1)
@@ -179,6 +183,32 @@ class StoreConfig(_Strict):
     pool_size: int = Field(4, ge=1, le=64, description="connections per retriever replica")
 
 
+class AutoscaleConfig(_Strict):
+    """Following the load (docs/planning.md)."""
+
+    mode: Literal["off", "advisory", "on", "ray"] | None = Field(
+        None,
+        description="advisory: only say what would be done; ray: Ray Serve's own autoscaler; default: advisory for a deployment with a "
+        "plan, else off",
+    )
+    min: int = Field(1, ge=0, description="replicas of a component that says nothing of its own; 0: none while idle")
+    max: int | None = Field(None, ge=1, description="replicas of a component that says nothing of its own")
+    cpus: float | None = Field(
+        None, ge=0, description="cores that all components together may use; default: the cluster's"
+    )
+    gpus: int | None = Field(None, ge=0, description="GPUs that all components together may use")
+    utilisation: float = Field(
+        0.75, ge=0.2, le=0.95, description="share of the capacity to use; the rest absorbs bursts"
+    )
+    settle_s: Seconds = Field(60.0, description="a component keeps what it was given for so long at least")
+    idle_s: Seconds = Field(120.0, description="without a call for so long, a component that may have none has none")
+    every_s: Seconds = Field(2.0, description="how often to decide")
+    ray: dict[str, Any] = Field(
+        default_factory=dict,
+        description="for mode ray: fields of Ray Serve's AutoscalingConfig, such as target_ongoing_requests",
+    )
+
+
 class GatewayConfig(_Strict):
     max_body_bytes: int = Field(4 * 1024 * 1024, gt=0)
     request_timeout_s: Seconds = 120.0
@@ -199,6 +229,7 @@ class Config(_Strict):
     models: dict[str, ModelConfig] = Field(default_factory=dict)
     components: dict[str, ComponentConfig] = Field(default_factory=dict)
     scheduler: SchedulerConfig = SchedulerConfig()
+    autoscale: AutoscaleConfig = AutoscaleConfig()
     store: StoreConfig = StoreConfig()
     gateway: GatewayConfig = GatewayConfig()
     runtime_env: dict[str, Any] = Field(default_factory=dict, description="merged into Ray's runtime environment")

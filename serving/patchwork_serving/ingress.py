@@ -9,6 +9,7 @@ from typing import Any
 
 from patchwork_scheduler.learned import cost_of
 from patchwork_serving import board
+from patchwork_serving.autoscaling import AutoscaleLoop, RayBoards
 from patchwork_serving.bundle import Bundle, apply_environment
 from patchwork_serving.gateway import Account, GatewayMetrics, GatewaySettings, build_gateway
 from patchwork_serving.metered import MeteredCalls
@@ -50,6 +51,8 @@ class Ingress:
         self._orchestrator = Orchestrator(bundle, transport, observer)
         await asyncio.to_thread(self._orchestrator.start)  # an import of seconds must not fail Serve's health check
         self._publisher = asyncio.create_task(self._publish())
+        autoscaling = AutoscaleLoop(bundle, self._replica, RayBoards(bundle.release.name))
+        self._autoscaling = asyncio.create_task(autoscaling.run()) if autoscaling.is_needed else None
 
     def _scheduling(self) -> Scheduling:
         release, config = self._bundle.release, self._bundle.config
@@ -141,6 +144,8 @@ class Ingress:
         if publisher is None:
             return
         publisher.cancel()
+        if self._autoscaling is not None:
+            self._autoscaling.cancel()
         await asyncio.to_thread(self._orchestrator.close)
         await asyncio.to_thread(self._tracing.close)
         with contextlib.suppress(Exception):  # Ray may be going down around us

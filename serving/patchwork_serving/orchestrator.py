@@ -10,7 +10,7 @@ from typing import Any, Literal
 from patchwork_adapters.bridge import Bridge
 from patchwork_adapters.record import ImportRecord, ReplayTransport
 from patchwork_adapters.transport import Transport
-from patchwork_serving import board
+from patchwork_serving import autoscaling, board
 from patchwork_serving.bundle import Bundle, apply_environment, enter_module_dir
 from patchwork_serving.chain_loop import ChainLoop
 from patchwork_serving.chains import Chain, chain_of
@@ -136,8 +136,13 @@ class Orchestrator:
         except Exception as error:  # noqa: BLE001  a status page must not fail because Ray's head is busy
             log.warning("could not read the replicas' state: %s", type(error).__name__)
             entries = []
+        scaling = await asyncio.to_thread(autoscaling.told, self._bundle)
         targets = {c.id: c.replicas for c in self._bundle.release.components if c.way != "external"}
-        return {"replicas": _by_component(entries, targets), "decisions": []}
+        return {
+            "replicas": _by_component(entries, {**targets, **scaling.get("targets", {})}),
+            "decisions": scaling.get("decisions", []),
+            "autoscale": {key: scaling.get(key) for key in ("mode", "changes", "numbers")} if scaling else None,
+        }
 
     def _running(self) -> tuple[Chain, ChainLoop]:
         assert self._chain is not None, "start() comes first"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+from patchwork_serving.autoscale_setup import MANY, bounds_of, mode_of, release_key
 from patchwork_serving.bundle import Bundle, version_of
 from patchwork_serving.config import Config
 from patchwork_serving.ingress import Ingress
@@ -30,7 +31,11 @@ def build_app(bundle: Bundle, *, components_only: bool = False) -> Any:
     """
     from ray import serve
 
-    handles = {spec.id: _component(serve, spec, bundle) for spec in bundle.release.components if spec.way != "external"}
+    handles = {
+        spec.id: _component(serve, spec, bundle, fixed=components_only)
+        for spec in bundle.release.components
+        if spec.way != "external"
+    }
     if components_only:
         holder = serve.deployment(_Holder, **_options(INGRESS, 1, INGRESS_CPUS, 0.0))
         return _versioned(holder, "holder").bind(handles)
@@ -55,14 +60,37 @@ class _Holder:
         return sorted(self._handles)
 
 
-def _component(serve: Any, spec: ComponentSpec, bundle: Bundle) -> Any:
+def _component(serve: Any, spec: ComponentSpec, bundle: Bundle, *, fixed: bool) -> Any:
     from ray.serve.config import RequestRouterConfig
 
     options = _options(spec.id, spec.replicas, spec.num_cpus, spec.num_gpus)
+    if not fixed and (autoscaling := _autoscaling(spec, bundle)) is not None:
+        options = {**options, "num_replicas": "auto", "autoscaling_config": autoscaling}
     router = RequestRouterConfig(request_router_class=ROUTER)
     deployment = serve.deployment(ComponentReplica, request_router_config=router, **options)
     mine = bundle if spec.engine == "own" else _without_user_code(bundle, with_store=spec.engine == "pgvector")
     return _versioned(deployment, version_of(spec, bundle)).bind(_without_replicas(spec), mine)
+
+
+def _autoscaling(spec: ComponentSpec, bundle: Bundle) -> dict[str, Any] | None:
+    """Ray Serve's autoscaling configuration; None for a fixed number. Our decisions are followed at once: they have settled already."""
+    mode, bounds = mode_of(bundle.config, bundle.release), bounds_of(spec, bundle.config)
+    most = bounds.most if bounds.most is not None else MANY
+    limits = {
+        "min_replicas": bounds.least,
+        "max_replicas": max(most, 1),
+        "initial_replicas": max(spec.replicas, bounds.least),
+    }
+    if mode == "ray":
+        return {**limits, **bundle.config.autoscale.ray}
+    if mode != "on":
+        return None
+    key = release_key(bundle.release, bundle.config)
+    policy = {
+        "policy_function": "patchwork_serving.autoscale_policy:FollowDecisions",
+        "policy_kwargs": {"release": key},
+    }
+    return {**limits, "policy": policy, "upscale_delay_s": 0.0, "downscale_delay_s": 0.0}
 
 
 def _without_replicas(spec: ComponentSpec) -> ComponentSpec:

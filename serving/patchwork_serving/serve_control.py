@@ -241,12 +241,13 @@ def delete_app(name: str) -> bool:
     """Stop an application and wait for its replicas to end; False when there is none."""
     from ray import serve
 
-    from patchwork_serving import routes
+    from patchwork_serving import autoscale_board, routes
 
     if name not in serve.status().applications:
         return False
     serve.delete(name)
     routes.forget(name)
+    autoscale_board.forget(name)
     return True
 
 

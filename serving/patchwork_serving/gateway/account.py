@@ -28,9 +28,14 @@ class Account:
     decisions: tuple[Mapping[str, Any], ...] = ()  #: ``time``, ``what``, ``why``, oldest first
 
 
-def exposition(accounts: Sequence[Account], components: Iterable[Mapping[str, Any]], app: str) -> bytes:
-    """All accounts in Prometheus' text format, and the components' queues (``replicas`` of ``status --json``)."""
-    return generate_latest(_Collected([*_merged(accounts), *_queues(components, app)]))
+def exposition(
+    accounts: Sequence[Account],
+    components: Iterable[Mapping[str, Any]],
+    app: str,
+    autoscale: Mapping[str, Any] | None = None,
+) -> bytes:
+    """All accounts in Prometheus' text format, the components' queues (``replicas`` of ``status --json``) and the autoscaler's numbers."""
+    return generate_latest(_Collected([*_merged(accounts), *_queues(components, app), *_autoscale(autoscale, app)]))
 
 
 def together(accounts: Sequence[Account]) -> dict[str, Any]:
@@ -98,3 +103,30 @@ def _queues(components: Iterable[Mapping[str, Any]], app: str) -> list[Metric]:
             if isinstance(row.get(key), int):
                 family.add_sample(family.name, {"app": app, "component": str(row["component"])}, float(row[key]))
     return [family for family in families.values() if family.samples]
+
+
+def _autoscale(told: Mapping[str, Any] | None, app: str) -> list[Metric]:
+    """The last decision, which one replica makes for all."""
+    if not told:
+        return []
+    numbers, changes = told.get("numbers") or {}, told.get("changes") or {}
+    families = [
+        _family("rate", "Requests per second, as the autoscaler sees them.", {"": numbers.get("rate_per_s")}, app, ""),
+        _family("forecast", "Requests per second when a new replica would serve.", {"": numbers.get("forecast_per_s")}, app, ""),
+        _family("target_replicas", "Replicas that the last decision wants.", numbers.get("targets"), app, "component"),
+        _family("utilisation", "Of the replicas asked for, at the forecast.", numbers.get("utilisation"), app, "component"),
+        _family("drift", "Observed over profiled seconds.", numbers.get("drift"), app, "component"),
+        _family("changes", "Changes of replicas.", changes, app, "direction", "counter"),
+    ]  # fmt: skip
+    return [family for family in families if family.samples]
+
+
+def _family(
+    name: str, about: str, values: Mapping[str, Any] | None, app: str, label: str, type: str = "gauge"
+) -> Metric:
+    family = Metric(f"patchwork_autoscale_{name}", about, type)
+    for key, value in (values or {}).items():
+        if isinstance(value, int | float):
+            labels = {"app": app, label: key} if label else {"app": app}
+            family.add_sample(family.name + ("_total" if type == "counter" else ""), labels, float(value))
+    return family

@@ -59,7 +59,7 @@ def add_ops_routes(app: FastAPI, gateway: Gateway) -> None:
     @app.get("/metrics", summary="Prometheus metrics of all ingress replicas")
     async def metrics() -> Response:
         accounts, status = await asyncio.gather(gateway.accounts(), runner.status())
-        text = exposition(accounts, status.get("replicas", ()), settings.name)
+        text = exposition(accounts, status.get("replicas", ()), settings.name, status.get("autoscale"))
         return Response(text, media_type=CONTENT_TYPE)
 
     @app.get("/info", summary="What is deployed, and the last minute")

@@ -1,0 +1,102 @@
+"""A deployment under load: advised, then scaled from one replica to two with the reason in ``status``, and back."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import json
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from kit.deployed import Home, a_home, deployed
+
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
+
+TARGET = Path(__file__).parent / "chains" / "own_parts.py"
+#: One call takes 0.15 s, so that one replica carries 6.7 calls/s.
+CONFIG = """
+autoscale: {{mode: {mode}, cpus: 3, settle_s: 6s, every_s: 1s}}
+scheduler: {{admission: open}}
+components:
+  llm: {{max_batch: 1, max_replicas: 2, emulate: {{rows: [{{batch: 1, seconds: 0.15}}]}}}}
+"""
+RATE = 9.0
+_NUMBERS = itertools.count()  # equal calls are made once: every question is another
+
+
+@pytest.fixture(scope="module")
+def home() -> Iterator[Home]:
+    with a_home() as made:
+        yield made
+
+
+def app_of(home: Home) -> dict[str, Any]:
+    (app,) = json.loads(home.run("status", "--json").stdout)["apps"]
+    found: dict[str, Any] = app
+    return found
+
+
+def row(app: dict[str, Any]) -> dict[str, Any]:
+    (found,) = [row for row in app["replicas"] if row["component"] == "llm"]
+    return dict(found)
+
+
+def load_until(url: str, home: Home, reached: Callable[[dict[str, Any]], bool], at_most_s: float) -> dict[str, Any]:
+    """The status when ``reached``, under ``RATE`` requests per second; all of them must be answered."""
+    return asyncio.run(_load_until(url, home, reached, at_most_s))
+
+
+async def _load_until(
+    url: str, home: Home, reached: Callable[[dict[str, Any]], bool], at_most_s: float
+) -> dict[str, Any]:
+    answers: list[asyncio.Task[httpx.Response]] = []
+    end = time.monotonic() + at_most_s
+    async with httpx.AsyncClient(timeout=60.0) as client:
+        look = asyncio.create_task(asyncio.to_thread(app_of, home))
+        while True:
+            body = {"input": f"parrots speak {next(_NUMBERS)}"}
+            answers.append(asyncio.create_task(client.post(f"{url}/invoke", json=body)))
+            await asyncio.sleep(1 / RATE)
+            if look.done():
+                app = look.result()
+                if reached(app) or time.monotonic() > end:
+                    break
+                look = asyncio.create_task(asyncio.to_thread(app_of, home))
+        statuses = {answer.status_code for answer in await asyncio.gather(*answers)}
+    assert statuses == {200}
+    assert reached(app), app
+    return app
+
+
+def test_advice_then_a_second_replica_under_load_and_one_again_when_it_is_over(home: Home, tmp_path: Path) -> None:
+    config = tmp_path / "patchwork.yaml"
+    config.write_text(CONFIG.format(mode="advisory"))
+    with deployed(home, str(TARGET), "--name", "busy", "--config", str(config)) as url:
+        advised = load_until(url, home, lambda app: bool(app["decisions"]), at_most_s=60.0)
+        assert advised["decisions"][0]["what"] == "advice: llm: 1 to 2 replicas"
+        assert row(advised)["target"] == row(advised)["ready"] == 1
+
+        config.write_text(CONFIG.format(mode="on"))
+        again = home.run("deploy", str(TARGET), "--name", "busy", "--config", str(config), "--detach")
+        assert again.returncode == 0, again.stderr
+        grown = load_until(url, home, lambda app: row(app)["ready"] == 2, at_most_s=90.0)
+        assert row(grown)["target"] == 2
+        (decision,) = grown["decisions"]
+        assert decision["what"] == "llm: 1 to 2 replicas"
+        assert "requests/s" in decision["why"]
+        assert set(decision) == {"time", "what", "why"}
+        metrics = httpx.get(f"{url}/metrics", timeout=30.0).text
+        assert 'patchwork_autoscale_target_replicas{app="busy",component="llm"} 2.0' in metrics
+
+        end = time.monotonic() + 120.0
+        while row(app_of(home))["ready"] != 1 and time.monotonic() < end:
+            time.sleep(1.0)
+        left = app_of(home)
+        assert row(left)["target"] == row(left)["ready"] == 1
+        assert left["decisions"][-1]["what"] == "llm: 2 to 1 replica"
+        assert "would be used at" in left["decisions"][-1]["why"]
