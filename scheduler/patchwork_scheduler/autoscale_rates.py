@@ -13,6 +13,7 @@ LONG_S = 30.0  #: a level without a change is the mean of this long
 PEAK_S = 6.0  #: length of the intervals of which the busiest counts
 TREND_S = 60.0  #: over so long a trend is measured
 SURE = 2.5  #: standard errors by which a change must stand out of the noise
+SURE_AT_ONCE = 4.0  #: the same for a single interval
 SURE_OF_SLOPE = 2.0
 
 
@@ -77,14 +78,14 @@ class Rates:
 
     def trend(self, now: float) -> Trend:
         """The level is that of the last seconds when it differs from the mean before by more than noise, else a longer mean."""
-        recent, before = self._since(now - SHORT_S), self._between(now - LONG_S, now - SHORT_S)
-        short = _rate(recent)
+        before = self._between(now - LONG_S, now - SHORT_S)
         if not before:
-            return Trend(short, 0.0)
+            return Trend(_rate(self._since(now - SHORT_S)), 0.0)
         slope = self._slope(now)
-        noise = math.sqrt(max(_variance(before), _rate(before), short) / sum(one.seconds for one in recent))
-        if abs(short - _rate(before)) > SURE * noise:
-            return Trend(short, slope)
+        for recent, sure in ((list(self._intervals)[-1:], SURE_AT_ONCE), (self._since(now - SHORT_S), SURE)):
+            noise = math.sqrt(max(_variance(before), _rate(before), _rate(recent)) / sum(one.seconds for one in recent))
+            if abs(_rate(recent) - _rate(before)) > sure * noise:
+                return Trend(_rate(recent), slope)
         longer = self._since(now - LONG_S)
         middle = now - sum(one.seconds for one in longer) / 2
         return Trend(max(0.0, _rate(longer) + slope * (now - middle)), slope)

@@ -149,7 +149,8 @@ def _spec(
         concurrency=_EXTERNAL_CONCURRENCY if component.external else None,
     )
     if override is not None:
-        given = {name: value for name, value in override.model_dump(exclude={"way"}).items() if value is not None}
+        wishes = override.model_dump(exclude={"way", "min_replicas", "max_replicas"})  # the limits are the autoscaler's
+        given = {name: value for name, value in wishes.items() if value is not None}
         spec = dataclasses.replace(spec, **given)
     return dataclasses.replace(spec, cost=_emulated_cost(spec)) if spec.is_emulated else spec
 

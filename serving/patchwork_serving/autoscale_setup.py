@@ -76,7 +76,7 @@ def autoscaler_of(release: Release, config: Config, nodes: Iterable[Mapping[str,
     )
     return Autoscaler(
         known.profile,
-        _resources(config, known.profile, nodes),
+        _resources(config, release, known.profile, nodes),
         scaling,
         bounds={spec.id: bounds_of(spec, config) for spec in scaled(release)},
         batches=known.batches,
@@ -122,12 +122,15 @@ def _planned(planned: PlannedComponent, profile: Profile | None) -> ComponentPro
     )
 
 
-def _resources(config: Config, profile: Profile, nodes: Iterable[Mapping[str, Any]]) -> Resources:
-    """What ``patchwork.yaml`` allows, or the cluster's living nodes. Which hardware a node offers is Ray's matter."""
+def _resources(config: Config, release: Release, profile: Profile, nodes: Iterable[Mapping[str, Any]]) -> Resources:
+    """What ``patchwork.yaml`` allows, else what the plan was made for, else the cluster's living nodes."""
     hardware = tuple(sorted({m.hardware for c in profile.components for m in c.measured}))
     wish = config.autoscale
     if wish.cpus is not None or wish.gpus is not None:
         return Resources((NodeType("allowed", float(wish.cpus or 0), wish.gpus or 0, hardware=hardware),))
+    planned_for = None if release.plan is None else Plan.from_json(release.plan).resources
+    if planned_for is not None:
+        return planned_for
     living = [node["Resources"] for node in nodes if node.get("Alive")]
     return Resources(
         tuple(

@@ -183,10 +183,15 @@ class StoreConfig(_Strict):
     pool_size: int = Field(4, ge=1, le=64, description="connections per retriever replica")
 
 
+def _plain_on_or_off(value: object) -> object:
+    """YAML reads ``on`` and ``off`` as booleans."""
+    return {True: "on", False: "off"}[value] if isinstance(value, bool) else value
+
+
 class AutoscaleConfig(_Strict):
     """Following the load (docs/planning.md)."""
 
-    mode: Literal["off", "advisory", "on", "ray"] | None = Field(
+    mode: Annotated[Literal["off", "advisory", "on", "ray"] | None, BeforeValidator(_plain_on_or_off)] = Field(
         None,
         description="advisory: only say what would be done; ray: Ray Serve's own autoscaler; default: advisory for a deployment with a "
         "plan, else off",

@@ -79,7 +79,7 @@ def _autoscaling(spec: ComponentSpec, bundle: Bundle) -> dict[str, Any] | None:
     limits = {
         "min_replicas": bounds.least,
         "max_replicas": max(most, 1),
-        "initial_replicas": max(spec.replicas, bounds.least),
+        "initial_replicas": min(max(spec.replicas, bounds.least), most),
     }
     if mode == "ray":
         return {**limits, **bundle.config.autoscale.ray}

@@ -21,7 +21,7 @@ TARGET = Path(__file__).parent / "chains" / "own_parts.py"
 #: One call takes 0.15 s, so that one replica carries 6.7 calls/s.
 CONFIG = """
 autoscale: {{mode: {mode}, cpus: 3, settle_s: 6s, every_s: 1s}}
-scheduler: {{admission: open}}
+scheduler: {{admission: off}}
 components:
   llm: {{max_batch: 1, max_replicas: 2, emulate: {{rows: [{{batch: 1, seconds: 0.15}}]}}}}
 """
