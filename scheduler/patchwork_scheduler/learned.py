@@ -116,6 +116,7 @@ class Stretch:
     steps: float  #: tokens that each of the sequences inside got
     decoded: float  #: tokens of all of them
     prefilled: float  #: prompt tokens
+    context: float = 0.0  #: tokens of context of all sequences that decoded, on average
 
 
 class LearnedTokenCost:
@@ -145,7 +146,7 @@ class LearnedTokenCost:
         if cost is None:
             return 0.0
         return (
-            stretch.steps * cost.shortest_step_s
+            stretch.steps * (cost.shortest_step_s + cost.context_s * stretch.context)
             + stretch.decoded * cost.sequence_s
             + stretch.prefilled * cost.prefill_s
         )
@@ -173,10 +174,12 @@ class TokenMeter:
     def __init__(self, stretch_s: float = STRETCH_S) -> None:
         self._stretch_s = stretch_s
         self._prompts: dict[str, int] = {}  # calls that have given no token yet
-        self._decoding: set[str] = set()
+        self._decoding: dict[str, int] = {}  # with their prompt tokens
+        self._context = 0
         self._since = 0.0  # when the stretch began
         self._looked = 0.0
         self._weighted = 0.0  # sequence-seconds of decoding
+        self._weighted_context = 0.0
         self._decode_s = 0.0  # seconds in which any sequence decoded
         self._decoded = 0.0
         self._prefilled = 0.0
@@ -191,7 +194,8 @@ class TokenMeter:
         self._advance(now)
         prompt = self._prompts.pop(call_id, None)
         if prompt is not None:
-            self._decoding.add(call_id)
+            self._decoding[call_id] = prompt
+            self._context += prompt
             self._prefilled += prompt
             tokens -= 1  # the first one is made by the prefill
         self._decoded += tokens
@@ -201,7 +205,7 @@ class TokenMeter:
         """Left, done or not."""
         self._advance(now)
         given_up = self._prompts.pop(call_id, None)
-        self._decoding.discard(call_id)
+        self._context -= self._decoding.pop(call_id, 0)
         if given_up is not None:
             self._begin(now)  # how much of it was prefilled is unknown
             return None
@@ -209,21 +213,23 @@ class TokenMeter:
 
     def _begin(self, now: float) -> None:
         self._since = self._looked = now
-        self._weighted = self._decode_s = self._decoded = self._prefilled = 0.0
+        self._weighted = self._weighted_context = self._decode_s = self._decoded = self._prefilled = 0.0
 
     def _advance(self, now: float) -> None:
         elapsed, self._looked = now - self._looked, now
         if self._decoding:
             self._decode_s += elapsed
             self._weighted += elapsed * len(self._decoding)
+            self._weighted_context += elapsed * self._context
 
     def _cut(self, now: float) -> Stretch | None:
         seconds, decoded, prefilled = now - self._since, self._decoded, self._prefilled
         sequences = self._weighted / self._decode_s if self._decode_s > 0.0 else 1.0
+        context = self._weighted_context / self._decode_s if self._decode_s > 0.0 else 0.0
         self._begin(now)
         if seconds < self._stretch_s / 10 or decoded + prefilled <= 0.0:
             return None
-        return Stretch(seconds, decoded / max(sequences, 1.0), decoded, prefilled)
+        return Stretch(seconds, decoded / max(sequences, 1.0), decoded, prefilled, context)
 
 
 class TokenCounts:

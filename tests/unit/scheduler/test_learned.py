@@ -103,7 +103,7 @@ def test_a_stretch_in_which_a_prompt_was_given_up_is_not_counted() -> None:
     assert meter.finished("a", 10.0) is None
     meter.started("b", 100, 20.0)
     meter.generated("b", 1, 20.1)
-    assert meter.finished("b", 20.2) == Stretch(pytest.approx(0.2), 0.0, 0.0, 100.0)  # type: ignore[arg-type]
+    assert meter.finished("b", 20.2) == Stretch(pytest.approx(0.2), 0.0, 0.0, 100.0, 100.0)  # type: ignore[arg-type]
 
 
 def test_tokens_of_a_call_are_foretold_by_its_bytes_its_site_and_its_own_limit() -> None:
