@@ -11,16 +11,20 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from urllib.parse import quote
 
 import httpx
 import pytest
+from psycopg.conninfo import conninfo_to_dict
 
 from kit.deployed import EXAMPLES, QUESTIONS, ROOT, a_home, deployed
 from patchwork_serving.config import Paths
 from patchwork_serving.models.convert import gguf_to_hf
 from patchwork_serving.models.fetch import pull
+from patchwork_serving.store.embedded import EmbeddedPostgres
 
 pytest.importorskip("langchain_huggingface", reason="needs the [hf] extra")
 pytestmark = [pytest.mark.hf, pytest.mark.ray, pytest.mark.postgres, pytest.mark.models, pytest.mark.slow]
@@ -32,11 +36,25 @@ OWN = "components:\n  {llm}:\n    way: own\n"
 
 
 @pytest.fixture(scope="module")
-def env(postgres_dsn: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+def database_url() -> Iterator[str]:
+    """A server of its own, by TCP: SQLAlchemy takes URLs only."""
+    with tempfile.TemporaryDirectory(prefix="pw-test-") as folder:
+        Path(folder).chmod(0o755)
+        server = EmbeddedPostgres(Path(folder) / "pg", tcp=True)
+        try:
+            parts = conninfo_to_dict(server.start())
+            place = f"{parts['host']}:{parts['port']}/{parts['dbname']}"
+            yield f"postgresql://{parts['user']}:{quote(str(parts['password']))}@{place}"
+        finally:
+            server.stop()
+
+
+@pytest.fixture(scope="module")
+def env(database_url: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     gguf = pull("smollm2-135m-instruct", {}, Paths.from_env()).path
     assert gguf is not None
     folder = gguf_to_hf(gguf, tmp_path_factory.mktemp("models") / "smollm2")
-    return {"DATABASE_URL": postgres_dsn, "HF_CHAT_MODEL": str(folder), "HF_HUB_OFFLINE": "1"}
+    return {"DATABASE_URL": database_url, "HF_CHAT_MODEL": str(folder), "HF_HUB_OFFLINE": "1"}
 
 
 @pytest.fixture(scope="module")
