@@ -55,7 +55,7 @@ class OpenAICut:
         #: component -> the leaf to name when a client does not know whose it is: some classes create clients at their first call
         self.usual_leaf: dict[str, str] = {}
         self._undo_hook: Undo | None = None
-        self._attached: list[tuple[weakref.ref[Any], Any]] = []
+        self._attached: list[weakref.ref[Any]] = []
 
     def install(self) -> None:
         """Every openai client constructed from now on is cut; ``openai`` need not be imported yet."""
@@ -70,7 +70,7 @@ class OpenAICut:
         cut = http_client.__dict__.get(_MARK)
         if cut is None or cut.owner is not self:
             client._client = self._cut(http_client, client)
-            self._attached.append((weakref.ref(client), http_client))
+            self._attached.append(weakref.ref(client))
             cut = client._client.__dict__[_MARK]
         if leaf:
             cut.leaf = leaf
@@ -82,30 +82,13 @@ class OpenAICut:
             self._undo_hook()
             self._undo_hook = None
         while self._attached:
-            reference, original = self._attached.pop()
-            client = reference()
+            client = self._attached.pop()()
             if client is not None:
-                client._client = original
+                _take_out(self, client)
 
     def _hook(self, module: ModuleType) -> Undo:
-        classes = [module.SyncAPIClient, module.AsyncAPIClient]
-        originals = [cls.__init__ for cls in classes]
-        for cls, original in zip(classes, originals, strict=True):
-            cls.__init__ = self._with_attach(original)
-
-        def undo() -> None:
-            for cls, original in zip(classes, originals, strict=True):
-                cls.__init__ = original
-
-        return undo
-
-    def _with_attach(self, original: Callable[..., None]) -> Callable[..., None]:
-        @functools.wraps(original)
-        def construct(client: Any, *args: Any, **kwargs: Any) -> None:
-            original(client, *args, **kwargs)
-            self.attach(client)
-
-        return construct
+        _CONSTRUCTORS.add(self, module)
+        return lambda: _CONSTRUCTORS.remove(self)
 
     def _cut(self, http_client: Any, client: Any) -> Any:
         httpx = _httpx_of(http_client)
@@ -118,6 +101,53 @@ class OpenAICut:
         copy._mounts = {}  # the original's mounts are asked when a request passes through
         copy.__dict__[_MARK] = transport
         return copy
+
+
+class _Constructors:
+    """The constructors of openai's clients, replaced once for all cuts: they end in any order, and none may bring another back."""
+
+    def __init__(self) -> None:
+        self._cuts: list[OpenAICut] = []
+        self._originals: dict[Any, Callable[..., None]] = {}
+
+    def add(self, cut: OpenAICut, module: ModuleType) -> None:
+        self._cuts.append(cut)
+        for cls in (module.SyncAPIClient, module.AsyncAPIClient):
+            if cls not in self._originals:
+                self._originals[cls] = cls.__init__
+                cls.__init__ = self._attaching(cls.__init__)
+
+    def remove(self, cut: OpenAICut) -> None:
+        if cut in self._cuts:
+            self._cuts.remove(cut)
+        while not self._cuts and self._originals:
+            cls, original = self._originals.popitem()
+            cls.__init__ = original
+
+    def _attaching(self, original: Callable[..., None]) -> Callable[..., None]:
+        @functools.wraps(original)
+        def construct(client: Any, *args: Any, **kwargs: Any) -> None:
+            original(client, *args, **kwargs)
+            for cut in self._cuts:
+                cut.attach(client)
+
+        return construct
+
+
+_CONSTRUCTORS = _Constructors()
+
+
+def _take_out(owner: OpenAICut, client: Any) -> None:
+    """Give ``client`` its HTTP client back, or, when another cut was laid over this one since, take this one out from below it."""
+    above = client._client.__dict__.get(_MARK)
+    if above is not None and above.owner is owner:
+        client._client = above.original
+        return
+    while above is not None and (below := above.original.__dict__.get(_MARK)) is not None:
+        if below.owner is owner:
+            above.original = below.original
+            return
+        above = below
 
 
 class _Cut:

@@ -198,3 +198,19 @@ async def test_the_request_of_the_running_code_travels_with_the_call(cut: OpenAI
         await chat().ainvoke("hi")
         await asyncio.to_thread(chat().invoke, "hi")
     assert [c.request for c in cluster.calls] == [context, context]
+
+
+@pytest.mark.parametrize("first", [0, 1], ids=["the older ends first", "the newer ends first"])
+def test_cuts_end_in_any_order_and_the_last_leaves_everything_as_it_was(first: int) -> None:
+    constructors = openai.OpenAI.__init__, openai._base_client.SyncAPIClient.__init__
+    with Bridge(FakeCluster()) as one, Bridge(FakeCluster()) as two:
+        cuts = [OpenAICut(one, route), OpenAICut(two, route)]
+        for cut in cuts:
+            cut.install()
+        client = openai.OpenAI(base_url=URL, api_key=KEY)
+        cuts[first].undo()
+        answer = client.chat.completions.create(model="small", messages=[{"role": "user", "content": "hi"}])
+        assert answer.choices[0].message.content == "echo of 1: hi"
+        cuts[1 - first].undo()
+    assert (openai.OpenAI.__init__, openai._base_client.SyncAPIClient.__init__) == constructors
+    assert type(client._client._transport).__module__.startswith("httpx")
