@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import json
 import signal
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast, get_args
@@ -162,7 +162,7 @@ class _Stopping:
         self._stop = stop
 
     @contextlib.contextmanager
-    def signals(self) -> Any:
+    def signals(self) -> Iterator[None]:
         loop = asyncio.get_running_loop()
         task = asyncio.current_task()
         assert task is not None
