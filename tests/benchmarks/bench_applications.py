@@ -143,7 +143,7 @@ def main() -> None:
     )
     parser.add_argument("--applications", default=",".join(APPLICATIONS))
     parser.add_argument("--systems", default="whole,composed,ours-fifo,ours")
-    parser.add_argument("--settings", help="only settings whose name contains this")
+    parser.add_argument("--settings", help="only these settings, with semicolons between")
     parser.add_argument("--rates", required=True, help="requests per second, ascending, with commas between")
     parser.add_argument(
         "--medium", type=float, help="the rate at which first chunks of streams are timed too; default: none"
@@ -164,7 +164,7 @@ def main() -> None:
             write(options.output, document)
         wanted = ablations() if options.ablation else [s for s in settings() if s.system in options.systems.split(",")]
         for setting in wanted:
-            if options.settings and options.settings not in setting.name:
+            if options.settings and setting.name not in options.settings.split(";"):
                 continue
             print(f"{name}: {setting.system}, {setting.name}", file=sys.stderr)
             run = measure(setting, app, engines, found["slo_s"], options)
@@ -178,7 +178,7 @@ def main() -> None:
 def reference_mean(app: Application, engines: Engines) -> float:
     """Seconds of a request that has everything to itself, the chain whole in one process."""
     with whole(app, engines, workers=1) as url:
-        report = run_load(url, [0.0], app.values(), LoadOptions(requests=1, warmup_s=0.0, unloaded=20))
+        report = run_load(url, [0.0], app.values(), LoadOptions(requests=1, warmup_s=0.0, unloaded=10))
     assert report.unloaded_mean_s is not None
     return report.unloaded_mean_s
 
@@ -208,14 +208,17 @@ def measure(
     except SystemExit as error:  # it did not start
         return {"not_run": str(error)}
     return {
-        "sustainable_per_s": sustainable(points), "peak_goodput_per_s": max(p.goodput_per_s for p in points),
+        "sustainable_per_s": sustainable(points), "sustainable_is_below_grid": points[0].attained_share < SHARE, "peak_goodput_per_s": max(p.goodput_per_s for p in points),
         "goodput_at_largest_rate_per_s": points[-1].goodput_per_s,
         "points": [kept(point) for point in points], "streamed": kept(streamed) if streamed else None,
     }  # fmt: skip
 
 
 def sustainable(points: Sequence[LoadReport]) -> float:
-    """Where the attained share crosses 90 %, between the last rate that holds it and the first that does not; a line between."""
+    """Where the attained share crosses 90 %, between the last rate that holds it and the first that does not; a line between.
+
+    When not even the smallest rate holds it, the line starts at nothing: a guess, which ``sustainable_is_below_grid`` tells.
+    """
     below: tuple[float, float] = (0.0, 1.0)
     for point in points:
         if point.attained_share < SHARE:

@@ -30,7 +30,8 @@ def build() -> FastAPI:
     if hasattr(chain, "ainvoke"):
         from langserve import add_routes
 
-        add_routes(app, chain)
+        # as its documentation says where the input's type cannot be told from the chain, or is one that pydantic does not take
+        add_routes(app, chain.with_types(input_type=Any, output_type=Any))
     else:
         _add_query_routes(app, chain)
     return app
