@@ -65,6 +65,7 @@ def app_status(app: AppState) -> dict[str, Any]:
         "replicas": told.get("replicas") or [],
         "window": told.get("window") or {},
         "decisions": told.get("decisions") or [],
+        "scheduler": told.get("scheduler") or {},
         "target": app.target,
         "created_at": app.created_at,
         "clients": [client.pid for client in app.living_clients()],

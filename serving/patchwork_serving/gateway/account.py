@@ -54,6 +54,9 @@ def decisions(accounts: Sequence[Account], others: Iterable[Mapping[str, Any]] =
     return sorted(found, key=lambda one: str(one.get("time", "")))
 
 
+_DOOR = ("margin", "delay_s", "judged", "predicted_over_actual", "mean_error_s")
+
+
 def _doors(facts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Each replica of the ingress decides by itself: counts are added, what each has learnt is told side by side."""
     decided: dict[str, Counter[str]] = {}
@@ -64,7 +67,7 @@ def _doors(facts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         "admission": next((one["admission"] for one in facts if "admission" in one), "off"),
         "decided": decided,
         "calls_shared": sum(one.get("calls_shared", 0) for one in facts),
-        "margin": [one["margin"] for one in facts if "margin" in one],
+        "doors": [{key: one[key] for key in _DOOR if key in one} for one in facts],
         "predictions": [prediction for one in facts for prediction in one.get("predictions", ())],
     }
 

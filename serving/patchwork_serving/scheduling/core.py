@@ -5,7 +5,7 @@ from __future__ import annotations
 import heapq
 import itertools
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,6 +15,7 @@ from patchwork_scheduler.admission import Admit, Decision
 from patchwork_scheduler.estimate import Ahead, Estimates
 from patchwork_scheduler.model import SloClass, State
 from patchwork_serving.scheduling import door as doors
+from patchwork_serving.scheduling.affinity import Keys, PrefixMemory, keys_of
 from patchwork_serving.scheduling.costs import CallCosts, Costs, Predicted
 from patchwork_serving.scheduling.door import Door, Setting, Told
 from patchwork_serving.scheduling.journeys import START, Journey, Stay
@@ -45,6 +46,7 @@ class Step:
     journey: Journey | None
     stay: Stay | None
     number: int
+    prefix: Keys = ()  #: where it may find its prompt's beginning in a cache
     failed_at: set[str] = field(default_factory=set)  #: replicas where it failed
     report: Report | None = None
     shared: bool = False  #: another call's work answered it
@@ -55,6 +57,7 @@ class Scheduling:
 
     ``replicas``: component -> replicas planned, until Serve tells of others. ``ingresses``: how many processes share their work; each
     counts on its part of it, and learns of the others' work from the replicas' reports.
+    ``llms``: components whose replicas may keep the beginnings of prompts.
     """
 
     def __init__(
@@ -67,6 +70,7 @@ class Scheduling:
         graph: ComponentGraph | None = None,
         costs: Costs | None = None,
         replicas_of: ReplicasOf = _none_known,
+        llms: Collection[str] = (),
     ) -> None:
         self._lock = threading.Lock()
         self._classes = dict(classes or {})
@@ -78,6 +82,7 @@ class Scheduling:
         self._costs: dict[str, CallCosts] = {}
         self._replicas: dict[str, Replicas] = {}
         self._replicas_of = replicas_of
+        self._prefixes = {component: PrefixMemory() for component in llms}
         self._journeys: dict[str, Journey] = {}
         self._numbers = itertools.count()
         self._holds = admission == "hold"
@@ -99,7 +104,7 @@ class Scheduling:
                 behind_s=self._behind_s(ahead, now), at_risk=self._holds and self._is_at_risk(now),
             )  # fmt: skip
             if isinstance(decision, Admit):
-                self._journeys[run_id] = Journey(promised, now, weight)
+                self._journeys[run_id] = Journey(promised, now, weight, decision.predicted_s)
             return decision
 
     def finished(self, run_id: str, now: float, *, whole: bool, cancelled: bool = False) -> None:
@@ -109,6 +114,7 @@ class Scheduling:
             self._door.admission.finished(run_id, now, cancelled=cancelled)
             if journey is None or not whole:
                 return
+            self._door.judge(journey.predicted_s, now - journey.arrived)
             visits = journey.visits(now)
             if visits:
                 self._estimates.observe(visits, now)
@@ -137,6 +143,7 @@ class Scheduling:
             step = Step(
                 call.component, site, call.size, payload_bytes, predicted, due, work_s, work_s - predicted.alone_s,
                 journey, stay, next(self._numbers),
+                keys_of(run_id, call.payload) if call.component in self._prefixes else (),
             )  # fmt: skip
             if self._holds:
                 self._under_way.add(step.number)
@@ -150,14 +157,21 @@ class Scheduling:
             replicas = self._replicas_at(step.component, now)
             if step.failed_at and not replicas.has_others(step.failed_at):
                 step.failed_at.clear()
-            return replicas.send(call_id, step.predicted, now, None, step.failed_at)
+            memory = self._prefixes.get(step.component) if len(replicas) > 1 else None
+            saved_s = memory.saved_s(step.prefix, step.predicted.alone_s) if memory else None
+            return replicas.send(call_id, step.predicted, now, saved_s, step.failed_at)
 
     def replied(self, step: Step, sending: Sending, report: Report | None, now: float) -> None:
         """The attempt was answered, if only by an error (then without a report)."""
         with self._lock:
             sending.over = True
             step.report = report or step.report
-            self._replicas_at(step.component, now).replied(sending, report, now)
+            replicas = self._replicas_at(step.component, now)
+            replicas.replied(sending, report, now)
+            if report is not None and step.prefix and len(replicas) > 1:
+                alone_s = step.predicted.alone_s
+                ratio = report.service_s / alone_s if report.batch <= 1 and alone_s > 0.0 else None
+                self._prefixes[step.component].observe(step.prefix, report.replica, ratio)
 
     def lost(self, step: Step, sending: Sending, now: float) -> None:
         """The replica died with the attempt, or did not take it."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from patchwork_scheduler.admission import Admission, Admit, Decision, Hold, Mode, Refuse
-from patchwork_scheduler.estimate import Ahead
+from patchwork_scheduler.estimate import Ahead, Calibration
 from patchwork_scheduler.model import SloClass
 
 #: With nothing in its way, one request in so many seconds is let in although it is predicted to miss: who refuses all learns nothing,
@@ -37,6 +37,7 @@ class Door:
         self.admission = Admission(list(classes.values()), replicas, mode=_MODES[setting])
         self.counts: Counter[tuple[str, str]] = Counter()  #: (class, admitted | refused | held) -> requests
         self.told: deque[Told] = deque(maxlen=KEPT_DECISIONS)
+        self.calibration = Calibration()
         self._shut: dict[str, int] = {}  #: class -> refused since the door was shut for it
         self._probed = -PROBE_EVERY_S
 
@@ -53,6 +54,16 @@ class Door:
             self.admission.accepted(run_id, slo, ahead, deadline, now, decision.predicted_s)
         self._count(slo.name, decision, deadline - now, now)
         return decision
+
+    def judge(self, predicted_s: float, actual_s: float) -> None:
+        """A request that was let in got its answer."""
+        if predicted_s <= 0.0:
+            return  # nothing was known
+        judged = self.calibration
+        judged.count += 1
+        judged.predicted += predicted_s
+        judged.actual += actual_s
+        judged.error += abs(predicted_s - actual_s)
 
     def _may_probe(self, now: float) -> bool:
         return not len(self.admission) and now - self._probed >= PROBE_EVERY_S
@@ -83,6 +94,9 @@ class Door:
             "in_flight": len(self.admission),
             "delay_s": self.admission.delay_s(),
             "decided": counts,
+            "judged": self.calibration.count,
+            "predicted_over_actual": self.calibration.bias if self.calibration.count else None,
+            "mean_error_s": self.calibration.mean_error_s if self.calibration.count else None,
         }
 
 

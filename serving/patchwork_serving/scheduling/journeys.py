@@ -39,6 +39,7 @@ class Journey:
     slo: SloClass
     arrived: float
     weight: int = 1
+    predicted_s: float = 0.0  #: at the door, from there to the end
     stays: list[Stay] = field(default_factory=list)
     _open: dict[str, Stay] = field(default_factory=dict)
     _loops: dict[str, int] = field(default_factory=dict)

@@ -48,7 +48,7 @@ class World:
 
 def leaf_call(run_id: str, site: str = "answer", component: str = "llm") -> LeafCall:
     request = RequestContext("same-id-from-the-client", run_id, deadline=100.0, slo="fast", slo_deadline=50.0)
-    return LeafCall(component, "leaf", "chat", b"x" * 400, site=site, request=request)
+    return LeafCall(component, "leaf", "chat", run_id.ljust(400).encode(), site=site, request=request)
 
 
 def prediction(world: World, site: str, loop: int = 0) -> dict[str, float]:
@@ -260,6 +260,38 @@ def test_a_second_request_with_the_clients_same_id_is_another_one() -> None:
     world.it.finished("one", 1.0, whole=False, cancelled=True)
     world.it.finished("one", 1.0, whole=False, cancelled=True)
     assert world.it.facts(1.0)["in_flight"] == 1
+
+
+def test_a_prompt_goes_where_its_beginning_is_once_that_is_seen_to_help() -> None:
+    world = World("a", "b", llms=["llm"])
+    for n in range(40):  # each request calls twice, and a replica that has seen it takes half as long
+        now = n * 10.0
+        step, sending = world.call(f"r{n}", now, "think")
+        world.answer(step, sending, now + 1.0, 1.0)
+        again, second = world.call(f"r{n}", now + 2.0, "think")
+        took = 0.5 if second.replica == sending.replica else 1.0
+        world.answer(again, second, now + 2.0 + took, took)
+    for n in range(10):
+        now = 1000.0 + n * 10.0
+        step, sending = world.call(f"s{n}", now, "think")
+        world.answer(step, sending, now + 1.0, 1.0)
+        assert world.call(f"s{n}", now + 2.0, "think")[1].hint == sending.hint
+
+
+def test_where_a_repeat_saves_nothing_calls_take_turns() -> None:
+    world = World("a", "b", llms=["llm"])
+    for n in range(60):
+        now = n * 10.0
+        world.answer(*world.call(f"r{n // 2}", now), now=now + 1.0, service_s=1.0)
+    assert len({world.call("same", 1000.0 + n)[1].hint for n in range(2)}) == 2
+
+
+def test_the_doors_predictions_are_judged_too() -> None:
+    world = World("a")
+    for n in range(10):
+        world.request(f"r{n}", n * 10.0, 1.0)
+    facts = world.it.facts(100.0)
+    assert (facts["judged"], facts["predicted_over_actual"]) == (9, pytest.approx(1.0))
 
 
 def test_tokens_are_predicted_from_the_bytes_of_the_prompt() -> None:
