@@ -18,6 +18,7 @@ from typing import Any
 from patchwork_adapters import errors as adapter_errors
 from patchwork_adapters.graph import ComponentGraph
 from patchwork_adapters.sampling import Sampled
+from patchwork_scheduler import errors as scheduler_errors
 from patchwork_serving import errors as serving_errors
 from patchwork_serving.config import Paths
 from patchwork_serving.errors import DeployError
@@ -139,7 +140,7 @@ def _run(
         raise DeployError(f"the process that imports {request.target} ended with code {process.returncode}: {end}")
     document: dict[str, Any] = json.loads(result.read_text(encoding="utf-8"))
     if "error" in document:
-        raise _raised(document["error"], tail)
+        raise raised(document["error"], tail)
     return document
 
 
@@ -150,9 +151,9 @@ def _keep_tail(process: subprocess.Popen[str], tail: list[str]) -> None:
         del tail[:-50]
 
 
-def _raised(error: Mapping[str, str], tail: Sequence[str]) -> Exception:
-    """The builder's error as the class that it was; one that is not ours has the end of the builder's output as a note."""
-    for module in (adapter_errors, serving_errors):
+def raised(error: Mapping[str, str], tail: Sequence[str]) -> Exception:
+    """The error of a process that ran the user's module, as the class that it was; one that is not ours notes the end of its output."""
+    for module in (adapter_errors, serving_errors, scheduler_errors):
         cls = getattr(module, error["type"], None)
         if isinstance(cls, type) and issubclass(cls, Exception):
             return cls(error["message"])

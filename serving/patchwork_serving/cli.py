@@ -96,6 +96,42 @@ def deploy(
 
 
 @app.command()
+def profile(
+    target: Target,
+    inputs: Annotated[
+        Path, typer.Option("--inputs", help="Sample inputs to run: one JSON value a line.", show_default=False)
+    ],
+    output: Annotated[Path, typer.Option("-o", "--output", help="Write the profile here.", show_default=False)],
+    components: Annotated[
+        list[str] | None,
+        typer.Option("--components", help="Measure only these (repeat, or with commas); needs --reuse."),
+    ] = None,
+    reuse: Annotated[
+        Path | None, typer.Option("--reuse", help="Stored profile to take the other components from.")
+    ] = None,
+    samples: Annotated[int, typer.Option("--samples", min=1, help="Sample inputs to run, at most.")] = 20,
+    max_batch: Annotated[int, typer.Option("--max-batch", min=1, max=1024, help="Largest batch to try.")] = 64,
+    min_gain: Annotated[
+        float, typer.Option("--min-gain", help="Stop when a batch twice as large completes less than this share more.")
+    ] = 0.1,
+    budget: Annotated[str, typer.Option("--budget", help="Longest time for one component.")] = "40s",
+    config: Annotated[
+        Path | None, typer.Option("--config", help="patchwork.yaml; default: the one beside the target.")
+    ] = None,
+    input_key: Annotated[str | None, typer.Option("--input-key", help="Run only this field of each input.")] = None,
+    as_json: AsJson = False,
+    verbose: Verbose = False,
+) -> None:
+    """Measure each component of a chain where it will run: seconds by batch and tokens, memory, start."""
+    from patchwork_serving import cli_profile
+
+    wish = cli_profile.Wish(
+        target, inputs, output, tuple(components or ()), reuse, samples, max_batch, min_gain, budget, config, input_key
+    )
+    cli_profile.profile(wish, as_json=as_json)
+
+
+@app.command()
 def plan(
     target: Target,
     profile: Annotated[Path, typer.Option("--profile", help="What `patchwork profile` measured.", show_default=False)],

@@ -91,7 +91,10 @@ def start(options: DeployOptions, progress: ProgressSink, paths: Paths | None = 
         return _start(options, config, name, progress, paths)
 
 
-def _start(options: DeployOptions, config: Config, name: str, progress: ProgressSink, paths: Paths) -> Deployment:
+def prepare(
+    options: DeployOptions, config: Config, name: str, progress: ProgressSink, paths: Paths
+) -> tuple[Bundle, serve_control.Cluster]:
+    """What will run, and where, with this process connected there; nothing of the chain runs yet."""
     remote = os.environ.get("RAY_ADDRESS")
     given_up = threading.Event()
 
@@ -99,23 +102,27 @@ def _start(options: DeployOptions, config: Config, name: str, progress: Progress
         given_up.set()
         build_process.cancel_running()
 
+    cluster, built = _side_by_side(  # the builder imports the user's module while Ray starts
+        lambda: _connected(remote, options, config, progress, paths, given_up),
+        lambda: build_process.build(_request(options, config, name, remote), progress, paths, given_up),
+        give_up,
+    )
+    release = _release(built, options, config, remote)
+    return _bundle(release, built, config, paths, remote), cluster
+
+
+def _start(options: DeployOptions, config: Config, name: str, progress: ProgressSink, paths: Paths) -> Deployment:
     try:
-        cluster, built = _side_by_side(  # the builder imports the user's module while Ray starts
-            lambda: _connected(remote, options, config, progress, paths, given_up),
-            lambda: build_process.build(_request(options, config, name, remote), progress, paths, given_up),
-            give_up,
-        )
-        release = _release(built, options, config, remote)
-        bundle = _bundle(release, built, config, paths, remote)
+        bundle, cluster = prepare(options, config, name, progress, paths)
         others = [n for n in serve_control.app_names() if n != name]
         prefix = f"/{name}" if others else "/"
         serve_control.run_app(bundle, cluster, progress, route_prefix=prefix, timeout_s=READY_TIMEOUT_S)
         serve_control.share_root()
     finally:
         serve_control.disconnect()
-    state = _state(options, release, cluster, built.dsn, paths)
+    state = _state(options, bundle.release, cluster, bundle.dsn, paths)
     StateStore(paths.state).save(state)
-    return Deployment(state, release, paths)
+    return Deployment(state, bundle.release, paths)
 
 
 def down(name: str | None, progress: ProgressSink, paths: Paths | None = None) -> list[str]:

@@ -5,12 +5,16 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
+import psutil  # type: ignore[import-untyped, unused-ignore]
+
 from patchwork_serving import board
 from patchwork_serving.bundle import Bundle, apply_environment
+from patchwork_serving.components import measuring
 from patchwork_serving.components.engine import BatchEngine, ContinuousEngine
 from patchwork_serving.components.hosting import host_of
 from patchwork_serving.release import ComponentSpec
@@ -19,6 +23,9 @@ from patchwork_serving.wire import CallFrame, ReplyFrame
 
 log = logging.getLogger(__name__)
 
+#: Longest that a process may take from its start to our code; one that waited longer was kept ready by Ray.
+PROCESS_START_S = 10.0
+
 
 class ComponentReplica:
     """Started by Serve; ready when its engine has answered a real call."""
@@ -26,6 +33,7 @@ class ComponentReplica:
     async def __init__(self, spec: ComponentSpec, bundle: Bundle) -> None:  # type: ignore[misc]  # Serve awaits it
         from ray import serve
 
+        self._began = time.time()
         apply_environment(bundle.env)
         context = serve.get_replica_context()
         self._app = context.app_name
@@ -38,6 +46,7 @@ class ComponentReplica:
         batches = bundle.config.store.pool_size if spec.engine == "pgvector" and spec.emulate is None else 1
         self._host = host_of(spec, engine, replica=self._name, parallel_batches=batches)
         await self._host.start()
+        self._ready = time.time()
         self._publisher = asyncio.create_task(self._publish())
 
     async def call(self, data: bytes) -> bytes:
@@ -58,6 +67,14 @@ class ComponentReplica:
 
     async def describe(self) -> dict[str, Any]:
         return {"component": self._spec.id, "replica": self._name, **self._host.engine.describe()}
+
+    async def measure(self, frames: list[bytes], at_once: int) -> measuring.Run:
+        """Run calls on the engine alone, past the queue; for ``patchwork profile``, while nobody else calls."""
+        return await measuring.measure(self._host.engine, frames, at_once)
+
+    async def born(self) -> float:
+        """Seconds from the start of this process to its first answer; Ray may have had the process waiting, which does not count."""
+        return float(self._ready - max(psutil.Process().create_time(), self._began - PROCESS_START_S))
 
     async def check_health(self) -> None:
         """Serve replaces a replica whose check raises."""

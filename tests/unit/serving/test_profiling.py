@@ -1,0 +1,137 @@
+"""Which batches a profile tries, when it stops, and what it makes of samples."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pytest
+
+from patchwork_adapters.context import RequestContext
+from patchwork_adapters.protocol import HttpRequest, HttpResponse, decode_request, encode_request, encode_response
+from patchwork_adapters.transport import LeafCall
+from patchwork_scheduler.cost import TokenCost, fit_cost
+from patchwork_scheduler.profile_model import Measured
+from patchwork_serving.components.measuring import Run
+from patchwork_serving.profiling import Search, Sweep
+from patchwork_serving.release import ComponentSpec
+from patchwork_serving.sample_payloads import frame_of, limited, longer, varied
+from patchwork_serving.sampling_calls import Seen, branches, glue_s, usage
+from patchwork_serving.wire import CallFrame
+
+EMBEDDER = ComponentSpec("embedder", "embedder", "engine", "onnx", "m")
+LLM = ComponentSpec("llm", "llm", "protocol", "llamacpp", "m")
+SEARCH = LeafCall("embedder", "e", "search", b"")
+
+
+def chat_call(text: str = "word " * 40, **more: Any) -> LeafCall:
+    body = {"model": "m", "messages": [{"role": "user", "content": text}], "max_tokens": 20, **more}
+    payload = encode_request(HttpRequest("POST", "/v1/chat/completions", {}, json.dumps(body).encode()))
+    return LeafCall("llm", "l", "POST /v1/chat/completions", payload)
+
+
+class Machine:
+    """Replicas whose batches take as long as a function says, and a clock that moves with them."""
+
+    def __init__(self, seconds: Callable[[int], float], reply: Callable[[bytes], bytes] = lambda _: b"") -> None:
+        self.seconds, self.reply, self.now = seconds, reply, 0.0
+        self.tried: list[int] = []
+
+    async def measure(self, frames: Sequence[bytes], at_once: int) -> Run:
+        self.tried.append(at_once)
+        rounds = len(frames) // at_once
+        each = [self.seconds(at_once)] * rounds
+        self.now += sum(each)
+        return Run(tuple(each), 0.5 * sum(each), sum(each), 1000, tuple(self.reply(f) for f in frames))
+
+
+def sweep(machine: Machine, spec: ComponentSpec = EMBEDDER, call: LeafCall = SEARCH, **search: Any) -> Measured:
+    made = Sweep(spec, [call], machine.measure, Search(**search), clock=lambda: machine.now)
+    return asyncio.run(made.run(2.0))
+
+
+def test_batches_are_doubled_until_throughput_gains_too_little() -> None:
+    machine = Machine(lambda batch: 0.1 + 0.002 * batch if batch <= 8 else 0.0145 * batch)
+    found = sweep(machine, least_gain=0.1)
+    assert [p.batch for p in found.points] == [1, 2, 4, 8, 16]  # at 16 it gained 2 %
+    assert (found.cpus, found.hardware, found.cold_start_s) == (0.5, "cpu", 2.0)
+
+
+def test_no_batch_is_begun_that_would_take_longer_than_the_budget_leaves() -> None:
+    machine = Machine(lambda batch: 3.0 + batch)
+    found = sweep(machine, budget_s=30.0)
+    assert [p.batch for p in found.points] == [1, 2, 4]
+    assert machine.now <= 30.0
+
+
+def test_a_batch_that_is_allowed_no_longer_is_not_tried() -> None:
+    found = sweep(Machine(lambda _: 0.1), max_batch=4)
+    assert [p.batch for p in found.points] == [1, 2, 4]
+
+
+def test_straight_lines_have_no_error_and_bends_have_one() -> None:
+    straight = sweep(Machine(lambda batch: 0.1 + 0.01 * batch), least_gain=0.0, max_batch=16)
+    bent = sweep(Machine(lambda batch: 0.1 if batch < 8 else 0.5), least_gain=-1.0, max_batch=16)
+    assert straight.fit_error == pytest.approx(0.0, abs=1e-9)
+    assert bent.fit_error is not None
+    assert bent.fit_error > 0.05
+
+
+def answered(frame: bytes) -> bytes:
+    """A server that counts words and answers as many tokens as it may."""
+    body = decode_request(CallFrame.from_bytes(frame).payload).json()
+    usage = {"prompt_tokens": len(body["messages"][0]["content"].split()), "completion_tokens": body["max_tokens"]}
+    return encode_response(HttpResponse(200, {}, json.dumps({"usage": usage}).encode()))
+
+
+def test_an_llm_is_measured_at_two_lengths_and_gives_the_rows_of_a_token_cost() -> None:
+    found = sweep(Machine(lambda batch: 0.2 + 0.02 * batch, answered), LLM, chat_call(), max_batch=8, least_gain=0.0)
+    assert {round(p.tokens or 0) for p in found.points} == {
+        61,
+        101,
+    }  # 40 words, a number in front, 20 tokens out; and twice 40
+    assert {row["n_out"] for row in found.rows} == {1, 20}
+    assert isinstance(fit_cost(found.rows), TokenCost)
+
+
+def test_prompts_are_varied_so_that_no_cache_answers_them() -> None:
+    calls = [decode_request(varied(chat_call("same"), n).payload).json()["messages"][0]["content"] for n in (1, 2)]
+    assert calls == ["[1] same", "[2] same"]
+
+
+def test_prompts_can_be_made_longer_answers_shorter_and_streams_whole() -> None:
+    call = limited(longer(chat_call("once", stream=True, stream_options={"include_usage": True})), 1)
+    frame = CallFrame.from_bytes(frame_of(call, 3))
+    body = decode_request(frame.payload).json()
+    assert body == {"model": "m", "messages": [{"role": "user", "content": "once\nonce"}], "max_tokens": 1}
+    assert not frame.stream
+
+
+def seen(request: str, *calls: tuple[str, float, float]) -> list[Seen]:
+    context = RequestContext(request, request)
+    return [Seen(request, c, begin, end, LeafCall(c, c, "m", b"", request=context)) for c, begin, end in calls]
+
+
+ONE = seen("1", ("search", 0, 1), ("grade", 1, 2), ("grade", 1, 2.5), ("answer", 3, 5))
+TWO = seen("2", ("search", 10, 11), ("grade", 11, 12), ("search", 12, 13), ("grade", 13, 14), ("answer", 14, 15))
+
+
+def test_calls_at_once_are_visits_but_one_step_of_the_path() -> None:
+    found = usage([*ONE, *TWO], ["1", "2"])
+    assert (found["search"].visits, found["search"].serial_visits) == (1.5, 1.5)
+    assert (found["grade"].visits, found["grade"].serial_visits) == (2.0, 1.5)
+    assert found["answer"].seconds == 1.5
+
+
+def test_branches_say_what_came_next_and_how_often() -> None:
+    found = {(b.source, b.target): (b.probability, b.kind) for b in branches(TWO, ["2"])}
+    assert found["grade", "search"] == (0.5, "cond")
+    assert found["grade", "answer"] == (0.5, "cond")
+    assert found["search", "grade"] == (1.0, "data")
+    assert found["answer", "__end__"] == (1.0, "data")
+
+
+def test_glue_is_the_time_in_which_no_component_worked() -> None:
+    assert glue_s(ONE, {"1": (0.0, 6.0)}) == pytest.approx(1.5)  # between 2.5 and 3, and the last second
