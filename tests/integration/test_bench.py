@@ -17,9 +17,11 @@ import pytest
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse, StreamingResponse
 
+from kit.gateway import gateway
 from kit.hosted import serving
 from patchwork_serving import cli
 from patchwork_serving.bench import LoadOptions, run_load
+from patchwork_serving.bench.apis import ApiName
 
 #: far from what a busy machine may add to a fast answer
 SLOW_S, SLO_S, TIMEOUT_S = 2.5, 1.5, 4.0
@@ -84,6 +86,18 @@ def test_first_chunks_of_streams_are_timed(url: str) -> None:
     report = run_load(url, "gamma:2", ["q"], LoadOptions(requests=10, warmup_s=0.1, slo_s=5.0, rate=50.0, stream=True))
     assert report.counts["attained"] == 10
     assert all(first < whole for first, whole in zip(report.first_chunks, report.latencies, strict=True))
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("api", ["langserve", "openai"])
+def test_our_own_gateway_is_asked_in_its_protocols(api: ApiName, stream: bool) -> None:
+    with serving(gateway()) as root:
+        options = LoadOptions(requests=5, warmup_s=0.0, slo_s=20.0, rate=50.0, api=api, stream=stream)
+        report = run_load(f"{root}/rag", "poisson", ["What groups statements?"], options)
+    assert report.counts["attained"] == 5, report.statuses
+    assert len(report.first_chunks) == (5 if stream else 0)
+    assert report.environment["application"]["name"] == "rag"
+    assert report.environment["emulated"] == []
 
 
 def arguments(url: str, folder: Path, *more: str, inputs: str) -> list[str]:
