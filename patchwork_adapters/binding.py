@@ -11,6 +11,7 @@ from typing import Any
 from patchwork_adapters import codec
 from patchwork_adapters.bridge import Bridge
 from patchwork_adapters.context import REQUEST
+from patchwork_adapters.sites import site_of
 from patchwork_adapters.transport import LeafCall, Way
 
 log = logging.getLogger(__name__)
@@ -40,10 +41,13 @@ class Binding:
     always: bool
     baseline: Mapping[str, Any] = field(default_factory=dict)  #: the leaf's fields when it was swapped
 
-    def leaf_call(self, method: str, payload: bytes, *, size: int = 1, stream: bool = False) -> LeafCall:
+    def leaf_call(
+        self, method: str, payload: bytes, *, size: int = 1, stream: bool = False, manager: Any = None
+    ) -> LeafCall:
+        """``manager``: the run manager that the framework gave to the leaf, which knows best where the call comes from."""
         return LeafCall(
-            component=self.assignment.component, leaf=self.leaf, method=method, payload=payload, stream=stream, site=self.leaf,
-            size=size, request=REQUEST.get(),
+            component=self.assignment.component, leaf=self.leaf, method=method, payload=payload, stream=stream,
+            site=site_of(self.leaf, manager), size=size, request=REQUEST.get(),
         )  # fmt: skip
 
 

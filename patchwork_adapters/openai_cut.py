@@ -33,6 +33,7 @@ from patchwork_adapters.protocol import (
     split_url,
     work_items,
 )
+from patchwork_adapters.sites import site_of
 from patchwork_adapters.transport import LeafCall
 
 _MARK = "_patchwork_transport"
@@ -182,7 +183,7 @@ class _Cut:
             method=f"POST {path}",
             payload=encode_request(HttpRequest("POST", path, dict(request.headers), body)),
             stream=document.get("stream") is True,
-            site=leaf,
+            site=site_of(leaf or component),
             size=work_items(path, document),
             request=REQUEST.get(),
         )

@@ -17,6 +17,7 @@ from typing import Any
 from patchwork_adapters import codec
 from patchwork_adapters.binding import Binding, Bound
 from patchwork_adapters.errors import CodecError
+from patchwork_adapters.transport import LeafCall
 
 _CALLBACKS = ("langchain_core.callbacks.", "langchain_core.tracers.", "llama_index.core.callbacks.")
 _END = object()
@@ -39,54 +40,63 @@ def _override(name: str, original: Any, returns_stream: bool) -> Callable[..., A
     return _plain_of_stream(name) if returns_stream else _plain(name)
 
 
+def _call_of(
+    leaf: Bound, name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any], stream: bool = False
+) -> LeafCall:
+    payload = payload_of(leaf, args, kwargs)
+    return leaf.binding.leaf_call(name, payload, stream=stream, manager=kwargs.get("run_manager"))
+
+
 def _plain(name: str) -> Callable[..., Any]:
     def call(leaf: Bound, *args: Any, **kwargs: Any) -> Any:
-        binding = leaf.binding
-        return codec.decode_outcome(binding.bridge.call(binding.leaf_call(name, payload_of(leaf, args, kwargs))))
+        return codec.decode_outcome(leaf.binding.bridge.call(_call_of(leaf, name, args, kwargs)))
 
     return call
 
 
 def _coroutine(name: str) -> Callable[..., Any]:
     async def call(leaf: Bound, *args: Any, **kwargs: Any) -> Any:
-        binding = leaf.binding
-        return codec.decode_outcome(await binding.bridge.acall(binding.leaf_call(name, payload_of(leaf, args, kwargs))))
+        return codec.decode_outcome(await leaf.binding.bridge.acall(_call_of(leaf, name, args, kwargs)))
 
     return call
 
 
+def _chunks(leaf: Bound, call: LeafCall) -> Iterator[Any]:
+    for frame in leaf.binding.bridge.stream(call):
+        yield codec.decode_outcome(frame)
+
+
+async def _achunks(leaf: Bound, call: LeafCall) -> AsyncIterator[Any]:
+    async for frame in leaf.binding.bridge.astream(call):
+        yield codec.decode_outcome(frame)
+
+
 def _generator(name: str) -> Callable[..., Any]:
     def call(leaf: Bound, *args: Any, **kwargs: Any) -> Iterator[Any]:
-        binding = leaf.binding
-        for frame in binding.bridge.stream(binding.leaf_call(name, payload_of(leaf, args, kwargs), stream=True)):
-            yield codec.decode_outcome(frame)
+        yield from _chunks(leaf, _call_of(leaf, name, args, kwargs, stream=True))
 
     return call
 
 
 def _async_generator(name: str) -> Callable[..., Any]:
     async def call(leaf: Bound, *args: Any, **kwargs: Any) -> AsyncIterator[Any]:
-        binding = leaf.binding
-        async for frame in binding.bridge.astream(binding.leaf_call(name, payload_of(leaf, args, kwargs), stream=True)):
-            yield codec.decode_outcome(frame)
+        async for chunk in _achunks(leaf, _call_of(leaf, name, args, kwargs, stream=True)):
+            yield chunk
 
     return call
 
 
 def _plain_of_stream(name: str) -> Callable[..., Any]:
-    generator = _generator(name)
-
+    # the call is made up at once: when the stream is read, the code that asked for it may have gone on elsewhere
     def call(leaf: Bound, *args: Any, **kwargs: Any) -> Any:
-        return generator(leaf, *args, **kwargs)
+        return _chunks(leaf, _call_of(leaf, name, args, kwargs, stream=True))
 
     return call
 
 
 def _coroutine_of_stream(name: str) -> Callable[..., Any]:
-    generator = _async_generator(name)
-
     async def call(leaf: Bound, *args: Any, **kwargs: Any) -> Any:
-        return generator(leaf, *args, **kwargs)
+        return _achunks(leaf, _call_of(leaf, name, args, kwargs, stream=True))
 
     return call
 

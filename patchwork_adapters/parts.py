@@ -40,6 +40,16 @@ def is_user_module(name: str | None) -> bool:
     return file is not None and not file.startswith(_installed_folders()) and "site-packages" not in file
 
 
+def is_users_code(function: FunctionType) -> bool:
+    """Whether a function stands in a file of the user's: a decorator's wrapper names the module of what it wraps."""
+    file = function.__code__.co_filename
+    return (
+        is_user_module(function.__module__)
+        and not file.startswith(_installed_folders())
+        and "site-packages" not in file
+    )
+
+
 @functools.cache
 def _installed_folders() -> tuple[str, ...]:
     ours = __file__.rsplit("/", 1)[0]

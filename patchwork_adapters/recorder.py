@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from patchwork_adapters.graph import CallSite, Component, ComponentGraph, Opaque
+from patchwork_adapters.graph import END, START, CallSite, Component, ComponentGraph, Edge, Opaque
+from patchwork_adapters.sites import leaf_of
 from patchwork_adapters.target import LoadedTarget
 from patchwork_adapters.topology import edges_of
-from patchwork_adapters.walk import Walk
+from patchwork_adapters.walk import Leaf, Walk
 
 
 def static_graph(
@@ -23,15 +24,26 @@ def graph_of(
 ) -> ComponentGraph:
     owner = {leaf: component.id for component in components for leaf in component.leaves}
     placed = [leaf for leaf in walk.leaves if leaf.path in owner]
+    edges = edges_of(chain, placed, {id(part): path for path, part in walk.parts})
     return ComponentGraph(
         target=target,
         framework=framework,
         components=tuple(components),
-        call_sites=tuple(CallSite(leaf.path, owner[leaf.path]) for leaf in placed),
-        edges=edges_of(chain, placed),
+        call_sites=static_sites(edges, placed, owner),
+        edges=edges,
         opaque=(*opaque, *walk.opaque),
         notes=tuple(_notes(chain, walk)),
     )
+
+
+def static_sites(edges: Sequence[Edge], leaves: Sequence[Leaf], owner: Mapping[str, str]) -> tuple[CallSite, ...]:
+    """The call-sites that the structure shows, in the order of the walk; a leaf that it shows nowhere is one of its own name."""
+    shown: dict[str, dict[str, None]] = {leaf.path: {} for leaf in leaves}
+    for edge in edges:
+        for site in (edge.source, edge.target):
+            if site not in (START, END):
+                shown[leaf_of(site)][site] = None
+    return tuple(CallSite(site, owner[path]) for path, sites in shown.items() for site in sites or {path: None})
 
 
 def _notes(chain: Any, walk: Walk) -> Iterator[str]:

@@ -12,6 +12,8 @@ from typing import Any
 
 from patchwork_adapters.chains import class_names
 from patchwork_adapters.graph import END, START, Edge, EdgeKind
+from patchwork_adapters.sites import at
+from patchwork_adapters.sites import part as name_part
 from patchwork_adapters.walk import Leaf, parts_of
 
 
@@ -31,9 +33,9 @@ class Flow:
 NOTHING = Flow({}, (), (), can_skip=True)
 
 
-def edges_of(chain: Any, leaves: Sequence[Leaf]) -> tuple[Edge, ...]:
-    """Edges between the leaves' call-sites, from START to END."""
-    flow = _Reader(leaves).read(chain)
+def edges_of(chain: Any, leaves: Sequence[Leaf], places: Mapping[int, str] | None = None) -> tuple[Edge, ...]:
+    """Edges between the leaves' call-sites, from START to END. ``places``: paths of the chain's other parts, by ``id``."""
+    flow = _Reader(leaves, places or {}).read(chain)
     edges = [(START, site, kind) for site, kind in flow.entries.items()]
     edges += list(flow.edges)
     edges += [(site, END, "data") for site in flow.exits]
@@ -68,18 +70,25 @@ def side_by_side(flows: Iterable[Flow], *, alternatives: bool = False) -> Flow:
 
 
 class _Reader:
-    def __init__(self, leaves: Sequence[Leaf]) -> None:
+    """Carries the place (:mod:`patchwork_adapters.sites`) along while it goes into a chain; a run tells the same place by the same name."""
+
+    def __init__(self, leaves: Sequence[Leaf], places: Mapping[int, str]) -> None:
         self._leaves = {id(leaf.obj): leaf for leaf in leaves}
+        self._places = places
+        self._where = ""
         self._rules: dict[str, Callable[[Any], Flow]] = {
-            "langchain_core.runnables.base.RunnableSequence": lambda r: in_sequence(map(self.read, r.steps)),
+            "langchain_core.runnables.base.RunnableSequence": lambda r: in_sequence(
+                self._at(str(n), step) for n, step in enumerate(r.steps, 1)
+            ),
             "langchain_core.runnables.base.RunnableParallel": lambda r: side_by_side(
-                map(self.read, r.steps__.values())
+                self._at(f"{{{name_part(key)}}}", step) for key, step in r.steps__.items()
             ),
             "langchain_core.runnables.passthrough.RunnableAssign": lambda r: self.read(r.mapper),
             "langchain_core.runnables.base.RunnableEachBase": lambda r: self.read(r.bound).as_kind("map"),
             "langchain_core.runnables.base.RunnableBindingBase": lambda r: self.read(r.bound),
             "langchain_core.runnables.branch.RunnableBranch": self._branch,
             "langchain_core.runnables.fallbacks.RunnableWithFallbacks": self._fallbacks,
+            "langchain_core.runnables.configurable.RunnableConfigurableAlternatives": self._alternatives,
             "langchain_core.runnables.configurable.DynamicRunnable": lambda r: self.read(r.default),
             "langchain_core.vectorstores.base.VectorStoreRetriever": lambda r: self.read(r.vectorstore),
             "langgraph.pregel.main.Pregel": self._langgraph,
@@ -88,6 +97,16 @@ class _Reader:
                 [self.read(r._embed_model), self.read(r._vector_store)]
             ),
         }
+
+    def _at(self, label: str, part: Any) -> Flow:
+        return self._in(f"{self._where}/{label}" if self._where else label, part)
+
+    def _in(self, where: str, part: Any) -> Flow:
+        before, self._where = self._where, where
+        try:
+            return self.read(part)
+        finally:
+            self._where = before
 
     def read(self, part: Any) -> Flow:
         leaf = self._leaves.get(id(part))
@@ -99,7 +118,8 @@ class _Reader:
     def _leaf(self, leaf: Leaf) -> Flow:
         """A store embeds the question before it searches, when it has an embedder of its own."""
         inner = [self._leaves[key] for key in parts_of(leaf.obj) if key in self._leaves and key != id(leaf.obj)]
-        own = Flow({leaf.path: "data"}, (leaf.path,))
+        site = at(leaf.path, self._where)
+        own = Flow({site: "data"}, (site,))
         return in_sequence([side_by_side(self._leaf(i) for i in inner), own])
 
     def _bundle(self, part: Any) -> Flow:
@@ -108,8 +128,12 @@ class _Reader:
         return side_by_side(self._leaf(leaf) for leaf in inside if id(leaf.obj) not in nested)
 
     def _branch(self, branch: Any) -> Flow:
-        conditions = in_sequence(self.read(condition) for condition, _ in branch.branches)
-        targets = [*(self.read(target) for _, target in branch.branches), self.read(branch.default)]
+        numbered = list(enumerate(branch.branches, 1))
+        conditions = in_sequence(self._at(f"if{n}", condition) for n, (condition, _) in numbered)
+        targets = [
+            *(self._at(f"branch{n}", target) for n, (_, target) in numbered),
+            self._at("default", branch.default),
+        ]
         return in_sequence([conditions, side_by_side(targets, alternatives=True)])
 
     def _fallbacks(self, runnable: Any) -> Flow:
@@ -118,15 +142,20 @@ class _Reader:
         both = in_sequence([first, others])
         return Flow(both.entries, _unique((*first.exits, *both.exits)), both.edges, both.can_skip)
 
+    def _alternatives(self, runnable: Any) -> Flow:
+        parts = [runnable.default, *(a for a in runnable.alternatives.values() if hasattr(a, "invoke"))]
+        flows = [self.read(part) for part in parts]
+        return side_by_side(flows, alternatives=len([f for f in flows if f.entries]) > 1)
+
     def _query_engine(self, engine: Any) -> Flow:
         steps = [engine._retriever, *engine._node_postprocessors, engine._response_synthesizer]
-        return in_sequence(map(self.read, steps))
+        return in_sequence(self._in(self._places.get(id(step), self._where), step) for step in steps)
 
     def _langgraph(self, graph: Any) -> Flow:
         builder = getattr(graph, "builder", None)
         if builder is None or not hasattr(builder, "branches"):
             return self._bundle(graph)
-        flows = {name: self.read(node.runnable) for name, node in builder.nodes.items()}
+        flows = {name: self._at(name_part(name), node.runnable) for name, node in builder.nodes.items()}
         return _graph_flow(flows, list(_graph_edges(builder)))
 
 

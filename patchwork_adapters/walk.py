@@ -10,16 +10,17 @@ user's modules only, the globals that their bytecode loads. A framework's functi
 
 from __future__ import annotations
 
+import functools
 import sys
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from types import FunctionType, ModuleType
+from types import FunctionType, MethodType, ModuleType
 from typing import Any
 
 from patchwork_adapters.graph import Opaque
 from patchwork_adapters.leaves.spec import LeafSpec, spec_for
-from patchwork_adapters.parts import Step, children, global_names, is_dull, is_user_module, names_of
+from patchwork_adapters.parts import Step, children, global_names, is_dull, is_user_module, is_users_code, names_of
 from patchwork_adapters.transport import Kind
 
 #: Connections that user code may call by itself: nothing of them moves.
@@ -35,6 +36,8 @@ _RAW_CLIENTS = {
     "httpx2._client.BaseClient": "an HTTP client",
     "botocore.client.BaseClient": "a cloud client",
 }
+#: They come and go while the chain runs (a bound method is made each time it is asked for), or say nothing of it.
+_CONTAINERS = (dict, list, tuple, set, frozenset, deque, FunctionType, MethodType, ModuleType, functools.partial)
 _OPENAI_CLIENTS = ("openai._base_client.SyncAPIClient", "openai._base_client.AsyncAPIClient")
 
 
@@ -55,6 +58,10 @@ class Leaf:
 class Walk:
     leaves: tuple[Leaf, ...]
     opaque: tuple[Opaque, ...]
+    functions: tuple[FunctionType, ...] = ()  #: of the user's modules, that the chain can reach
+    parts: tuple[
+        tuple[str, Any], ...
+    ] = ()  #: (path, object) of what holds the chain together: no leaves, no containers, no functions
 
     def leaf(self, path: str) -> Leaf:
         """KeyError names the leaves that exist."""
@@ -68,7 +75,8 @@ def find_leaves(chain: Any, module: ModuleType | None = None, root: str = "chain
     """The leaves that the chain can reach, by their shortest paths, in the order in which the walk meets them."""
     roots = [*_global_roots(module, chain), (root, chain), *_settings_roots(chain)]
     walked = _Walked.of(roots)
-    reached = walked.reachable([id(chain), *(id(value) for _, value in _settings_roots(chain))])
+    starts = [id(chain), *(id(value) for _, value in _settings_roots(chain))]
+    reached = walked.reachable(starts)
     candidates = {
         key: spec
         for key in reached
@@ -80,7 +88,14 @@ def find_leaves(chain: Any, module: ModuleType | None = None, root: str = "chain
         for key in walked.objects  # in the order of the walk
         if key in leaf_keys
     ]
-    return Walk(tuple(leaves), tuple(_opaque(walked, [id(chain)], leaf_keys)))
+    outside = walked.reachable(starts, stop=leaf_keys)  # what a leaf does inside is no part of the chain
+    inside = [(walked.paths[key], walked.objects[key]) for key in outside if key not in leaf_keys]
+    return Walk(
+        leaves=tuple(leaves),
+        opaque=tuple(_opaque(walked, [id(chain)], leaf_keys)),
+        functions=tuple(f for _, f in inside if isinstance(f, FunctionType) and is_users_code(f)),
+        parts=tuple((path, part) for path, part in inside if not isinstance(part, _CONTAINERS)),
+    )
 
 
 def made_of(chain: Any) -> dict[int, Any]:

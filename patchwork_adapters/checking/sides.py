@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from patchwork_adapters import sites
 from patchwork_adapters.bridge import Bridge, install_portal
 from patchwork_adapters.checking.cases import Case
 from patchwork_adapters.checking.modes import Mode, modes_of
@@ -92,6 +93,7 @@ def swapped_side(
             here.on_class(type(leaf.obj), methods[leaf.path])
         watch = Watch()
         swapped = swap(walk.leaves, placed.assignments, bridge)
+        follow = sites.install(walk)  # as in a deployed process
         watch.on(walk.leaves, methods)
         try:
             runs = _Runs(loaded, cases, timeout_s, modes, install=install_portal)
@@ -102,6 +104,7 @@ def swapped_side(
         finally:
             watch.off()
             here.off()
+            follow()
             swapped.undo()
         return Side(loaded, walk, placed, tuple(ran), tuple((o.where, o.why) for o in swapped.skipped))
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from patchwork_adapters import sites
 from patchwork_adapters.binding import Assignment
 from patchwork_adapters.bridge import Bridge
 from patchwork_adapters.connection import deployed_here
@@ -60,6 +61,7 @@ def take_apart(
         assignments = {path: a for path, a in assignments_of(release).items() if path not in keep}
         _check(walk, assignments)
         swapped = swap(walk.leaves, assignments, bridge, cut=cut)
+        undo.append(sites.install(walk))
     except BaseException:
         while undo:
             undo.pop()()

@@ -19,6 +19,7 @@ from patchwork_adapters.errors import NoChainFound
 from patchwork_adapters.graph import ComponentGraph
 from patchwork_adapters.inspection import inspect_chain
 from patchwork_adapters.placement import ByProtocol, component_id, is_local_url
+from patchwork_adapters.sites import leaf_of
 
 
 def model() -> GenericFakeChatModel:
@@ -30,13 +31,14 @@ def store() -> InMemoryVectorStore:
 
 
 def edges(chain: Any, **names: Any) -> set[str]:
-    """``source > target`` for data, with the kind for the others, in the names given."""
+    """``source > target`` for data, with the kind for the others, in the names given; leaves only, without their places."""
     module = type(sys)("user")
     vars(module).update(names)
     graph = inspect_chain(chain, module)
     mark = {"data": ">", "cond": "?>", "loop": "@>", "map": "*>"}
     return {
-        f"{e.source} {mark[e.kind]} {e.target}".replace("__start__", "^").replace("__end__", "$") for e in graph.edges
+        f"{leaf_of(e.source)} {mark[e.kind]} {leaf_of(e.target)}".replace("__start__", "^").replace("__end__", "$")
+        for e in graph.edges
     }
 
 
@@ -100,7 +102,7 @@ def test_a_query_engine_shows_retrieval_reranking_and_answer() -> None:
     assert [(c.kind, c.engine) for c in graph.components] == [
         ("embedder", "own"), ("retriever", "pgvector"), ("llm", "own"), ("llm", "own"),
     ]  # fmt: skip
-    steps = {(e.source, e.target) for e in graph.edges}
+    steps = {(leaf_of(e.source), leaf_of(e.target)) for e in graph.edges}
     kinds = {leaf: c.kind for c in graph.components for leaf in c.leaves}
     assert {(kinds.get(a, a), kinds.get(b, b)) for a, b in steps} == {
         ("__start__", "embedder"), ("embedder", "retriever"), ("retriever", "llm"), ("llm", "llm"), ("llm", "__end__"),
