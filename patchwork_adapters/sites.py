@@ -14,7 +14,7 @@ from __future__ import annotations
 import re
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from contextvars import ContextVar
 from types import CodeType, FrameType
 from typing import Any, Protocol
@@ -33,12 +33,19 @@ _INSIDE = re.compile(r"<(listcomp|setcomp|dictcomp|genexpr)>$")
 #: The user's lines above, noted where a framework goes on in a new task, whose stack starts anew.
 LINES: ContextVar[str] = ContextVar("patchwork_lines_above", default="")
 
+MAX_FAULTS = 20
+faults: list[BaseException] = []
+
 
 class Tracker(Protocol):
     """Knows where the running code is, in one framework."""
 
     def where(self, manager: Any) -> str:
         """Parts joined by ``/``, empty outside of any run. ``manager``: the run manager given to the leaf, if there is one."""
+        ...
+
+    def moment(self, manager: Any) -> tuple[Hashable, Hashable] | None:
+        """(what runs at the same time, the member of it that runs now); None where nothing is known to."""
         ...
 
 
@@ -88,6 +95,17 @@ def site_of(leaf: str, manager: Any = None) -> str:
     if lines:
         parts.append(lines)
     return at(leaf, "/".join(parts))
+
+
+def moment(manager: Any = None) -> tuple[Hashable, Hashable] | None:
+    """What the running code runs at the same time with, as the innermost tracker that knows says; equal within one process only."""
+    return next((found for tracker in _trackers if (found := tracker.moment(manager)) is not None), None)
+
+
+def note_fault(error: BaseException) -> None:
+    """Of a tracker: frameworks log or swallow what a handler raises. Whoever samples raises them at the end."""
+    if len(faults) < MAX_FAULTS:
+        faults.append(error)
 
 
 def lines_above(frame: FrameType | None) -> str:

@@ -11,15 +11,16 @@ from __future__ import annotations
 
 import functools
 import sys
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import aclosing, closing
 from contextvars import ContextVar
+from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
 from uuid import UUID
 
 from patchwork_adapters.import_hooks import Undo, when_imported
-from patchwork_adapters.sites import LINES, Use, lines_above, part, remember
+from patchwork_adapters.sites import LINES, Use, lines_above, note_fault, part, remember
 
 _PREFIXES = (
     ("seq:step:", "{}"), ("map:key:", "{{{}}}"), ("branch:", "branch{}"), ("condition:", "if{}"), ("retriever_", "retriever{}"),
@@ -34,12 +35,22 @@ def install(use: Use) -> Undo:
     return when_imported("langchain_core.language_models.chat_models", lambda module: _install(module, use))
 
 
+@dataclass(frozen=True, slots=True)
+class _Run:
+    place: str = ""
+    unsaid: str | None = None  #: part that its children do not add
+    moment: tuple[Hashable, Hashable] | None = None  #: (graph's run and step, node's run) of the innermost graph around
+
+
+_NONE = _Run()
+
+
 class RunPlaces:
     """Where each run in flight is. A run is known by its id: threads, tasks and generators make no difference."""
 
     def __init__(self, current: Any) -> None:
         self._current = current  #: ContextVar with the RunnableConfig of the running code
-        self._runs: dict[UUID, tuple[str, str | None]] = {}  #: run -> (place, part that its children do not add)
+        self._runs: dict[UUID, _Run] = {}
 
     def where(self, manager: Any) -> str:
         if manager is not None:
@@ -54,29 +65,37 @@ class RunPlaces:
         parent = getattr(manager, "parent_run_id", None)
         return self._place(parent, manager.tags)[0] if parent is not None else ""
 
+    def moment(self, manager: Any) -> tuple[Hashable, Hashable] | None:
+        config = self._current.get()
+        manager = manager if manager is not None else config.get("callbacks") if config else None
+        return self._run(getattr(manager, "parent_run_id", None)).moment
+
     def begin(self, run: UUID, parent: UUID | None, tags: Sequence[str], node: str | None, name: str | None) -> None:
         place, label = self._place(parent, tags, node)
+        above = self._run(parent).moment
         if node is not None and label == node:
-            unsaid: str | None = (
-                "1"  # what a node does is the first step of a sequence that writes its result afterwards
-            )
+            step = next(tag for tag in tags if tag.startswith("graph:step:"))
+            # what a node does is the first step of a sequence that writes its result afterwards
+            remember(self._runs, run, _Run(place, "1", ((parent, step), run)))
         else:
             # fallbacks give their own config to what they run: the tag comes once more
-            unsaid = label if name == "RunnableWithFallbacks" else None
-        remember(self._runs, run, (place, unsaid))
+            remember(self._runs, run, _Run(place, label if name == "RunnableWithFallbacks" else None, above))
 
     def end(self, run: UUID) -> None:
         self._runs.pop(run, None)
 
+    def _run(self, run: UUID | None) -> _Run:
+        return self._runs.get(run, _NONE) if run is not None else _NONE
+
     def _place(self, parent: UUID | None, tags: Sequence[str], node: str | None = None) -> tuple[str, str | None]:
         """The place of a run, and its own part of it."""
-        above, unsaid = self._runs.get(parent, ("", None)) if parent is not None else ("", None)
+        run = self._run(parent)
         label = None
         for tag in tags:
             label = node if tag.startswith("graph:step:") else _label(tag) or label
-        if label is None or label == unsaid:
-            return above, None
-        return (f"{above}/{label}" if above else label), label
+        if label is None or label == run.unsaid:
+            return run.place, None
+        return (f"{run.place}/{label}" if run.place else label), label
 
 
 @functools.lru_cache(maxsize=4096)
@@ -137,9 +156,12 @@ def _handler(places: RunPlaces) -> Any:
         metadata: Mapping[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
-        is_node = any(tag.startswith("graph:step:") for tag in tags or ())
-        node = part(str((metadata or {}).get("langgraph_node"))) if is_node else None
-        places.begin(run_id, parent_run_id, tags or (), node, kwargs.get("name"))
+        try:
+            is_node = any(tag.startswith("graph:step:") for tag in tags or ())
+            node = part(str((metadata or {}).get("langgraph_node"))) if is_node else None
+            places.begin(run_id, parent_run_id, tags or (), node, kwargs.get("name"))
+        except Exception as error:  # noqa: BLE001  the callback manager would log and forget it
+            note_fault(error)
 
     def end(_handler: Any, _output: Any, /, *, run_id: UUID, **kwargs: Any) -> None:
         places.end(run_id)

@@ -11,7 +11,7 @@ from typing import Any
 
 from patchwork_adapters.import_hooks import Undo, when_imported
 from patchwork_adapters.parts import names_of
-from patchwork_adapters.sites import Use, part, place_of, remember
+from patchwork_adapters.sites import Use, note_fault, part, place_of, remember
 
 #: Base classes of what engines make for a request, and name in a place; other objects (programs, responses) differ between modes.
 _MADE = frozenset({
@@ -37,14 +37,23 @@ class SpanPlaces:
         span = self._current.get()
         return self._spans.get(span, "") if span is not None else ""
 
+    def moment(self, manager: Any) -> None:
+        return None
+
     def begin(self, span: str, instance: Any, parent: str | None) -> None:
+        try:
+            remember(self._spans, span, self._place(instance, parent))
+        except Exception as error:  # noqa: BLE001  the dispatcher would swallow it
+            note_fault(error)
+
+    def _place(self, instance: Any, parent: str | None) -> str:
         above = self._spans.get(parent, "") if parent is not None else ""
         known = place_of(instance) if instance is not None else ""
         if known is None:
             name = "" if _MADE.isdisjoint(names_of(instance)) else part(type(instance).__name__)
             is_said = not name or above == name or above.endswith(f"/{name}")
             known = above if is_said else f"{above}/{name}" if above else name
-        remember(self._spans, span, known or above)
+        return known or above
 
     def end(self, span: str) -> None:
         self._spans.pop(span, None)

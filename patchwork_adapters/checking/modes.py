@@ -46,7 +46,7 @@ def modes_of(chain: Any, framework: str) -> tuple[Mode, ...]:
 # ---- LangChain and LangGraph
 
 
-def _config(chain: Any, case: Case) -> dict[str, Any]:
+def config_of(chain: Any, case: Case) -> dict[str, Any]:
     config = dict(case.config)
     given = dict(config.get("configurable", {}))
     wanted = [spec.id for spec in getattr(chain, "config_specs", ()) if spec.id in _SESSION_IDS]
@@ -57,7 +57,7 @@ def _config(chain: Any, case: Case) -> dict[str, Any]:
     return {**config, "configurable": given} if given else config
 
 
-def _steps(case: Case) -> list[Any]:
+def steps_of(case: Case) -> list[Any]:
     """What is given to the chain in turn: the input, then an answer for each interrupt."""
     if not case.resume:
         return [case.input]
@@ -80,35 +80,35 @@ async def _astate(chain: Any, config: Mapping[str, Any]) -> dict[str, Plain]:
 
 def _invoke(chain: Any, cases: Sequence[Case]) -> Plain:
     (case,) = cases
-    config = _config(chain, case)
-    values = [plain(chain.invoke(step, config)) for step in _steps(case)]
+    config = config_of(chain, case)
+    values = [plain(chain.invoke(step, config)) for step in steps_of(case)]
     return {"values": values, **_state(chain, config)}
 
 
 async def _ainvoke(chain: Any, cases: Sequence[Case]) -> Plain:
     (case,) = cases
-    config = _config(chain, case)
-    values = [plain(await chain.ainvoke(step, config)) for step in _steps(case)]
+    config = config_of(chain, case)
+    values = [plain(await chain.ainvoke(step, config)) for step in steps_of(case)]
     return {"values": values, **await _astate(chain, config)}
 
 
 def _batch(chain: Any, cases: Sequence[Case]) -> Plain:
-    configs = [_config(chain, case) for case in cases]
+    configs = [config_of(chain, case) for case in cases]
     return {"values": plain(chain.batch([c.input for c in cases], configs, return_exceptions=True))}
 
 
 async def _abatch(chain: Any, cases: Sequence[Case]) -> Plain:
-    configs = [_config(chain, case) for case in cases]
+    configs = [config_of(chain, case) for case in cases]
     return {"values": plain(await chain.abatch([c.input for c in cases], configs, return_exceptions=True))}
 
 
 def _streaming(**options: Any) -> Callable[[Any, Sequence[Case]], Plain]:
     def run(chain: Any, cases: Sequence[Case]) -> Plain:
         (case,) = cases
-        config = _config(chain, case)
+        config = config_of(chain, case)
         chunks: list[Plain] = []
         with _keeping(chunks) as kept:
-            for step in _steps(case):
+            for step in steps_of(case):
                 for chunk in chain.stream(step, config, **options):
                     chunks.append(plain(chunk))
         return {**kept, **_state(chain, config)}
@@ -119,10 +119,10 @@ def _streaming(**options: Any) -> Callable[[Any, Sequence[Case]], Plain]:
 def _astreaming(method: str, **options: Any) -> Callable[[Any, Sequence[Case]], Awaitable[Plain]]:
     async def run(chain: Any, cases: Sequence[Case]) -> Plain:
         (case,) = cases
-        config = _config(chain, case)
+        config = config_of(chain, case)
         chunks: list[Plain] = []
         with _keeping(chunks) as kept:
-            for step in _steps(case):
+            for step in steps_of(case):
                 async for chunk in getattr(chain, method)(step, config, **options):
                     chunks.append(plain(chunk))
         return {**kept, **await _astate(chain, config)}
@@ -157,7 +157,7 @@ _GRAPH = (
 # ---- LlamaIndex
 
 
-def _text(case: Case) -> Any:
+def text_of(case: Case) -> Any:
     if not isinstance(case.input, dict):
         return case.input
     return next((case.input[n] for n in ("query", "question", "message", "input", "user_msg") if n in case.input), None)
@@ -188,16 +188,16 @@ def _response(response: Any) -> Plain:
 
 
 def _query(chain: Any, cases: Sequence[Case]) -> Plain:
-    return _read(chain.query(_text(cases[0])))
+    return _read(chain.query(text_of(cases[0])))
 
 
 async def _aquery(chain: Any, cases: Sequence[Case]) -> Plain:
-    return await _aread(await chain.aquery(_text(cases[0])))
+    return await _aread(await chain.aquery(text_of(cases[0])))
 
 
 def _chatting(method: str) -> Callable[[Any, Sequence[Case]], Plain]:
     def run(chain: Any, cases: Sequence[Case]) -> Plain:
-        read = _read(getattr(chain, method)(_text(cases[0])))
+        read = _read(getattr(chain, method)(text_of(cases[0])))
         return {**read, "history": plain(chain.chat_history)}
 
     return run
@@ -205,7 +205,7 @@ def _chatting(method: str) -> Callable[[Any, Sequence[Case]], Plain]:
 
 def _achatting(method: str) -> Callable[[Any, Sequence[Case]], Awaitable[Plain]]:
     async def run(chain: Any, cases: Sequence[Case]) -> Plain:
-        response = await getattr(chain, method)(_text(cases[0]))
+        response = await getattr(chain, method)(text_of(cases[0]))
         read = await (_aread(response) if method == "astream_chat" else _done(_read(response)))
         return {**read, "history": plain(chain.chat_history)}
 
@@ -218,12 +218,12 @@ async def _done(value: Plain) -> Plain:
 
 async def _run_workflow(chain: Any, cases: Sequence[Case]) -> Plain:
     (case,) = cases
-    handler = chain.run(**_workflow_arguments(chain, case))
+    handler = chain.run(**workflow_arguments(chain, case))
     chunks = [plain(event) async for event in handler.stream_events()]
     return {"chunks": chunks, "values": [plain(await handler)]}
 
 
-def _workflow_arguments(chain: Any, case: Case) -> dict[str, Any]:
+def workflow_arguments(chain: Any, case: Case) -> dict[str, Any]:
     if isinstance(case.input, dict):
         return case.input
     is_agent = any(name.startswith("llama_index.core.agent.") for name in class_names(type(chain)))
