@@ -63,8 +63,11 @@ class OpenAICut:
         if self._undo_hook is None:
             self._undo_hook = when_imported("openai._base_client", self._hook)
 
-    def attach(self, client: Any, leaf: str = "") -> bool:
-        """Cut a client that exists already, or name the leaf of one that is cut. False: not an openai client."""
+    def attach(self, client: Any, leaf: str = "", component: str = "") -> bool:
+        """Cut a client that exists already, or name the leaf of one that is cut: all of its calls, or those of one component.
+
+        False: not an openai client.
+        """
         http_client = getattr(client, "_client", None)
         if http_client is None or _httpx_of(http_client) is None:
             return False
@@ -74,7 +77,7 @@ class OpenAICut:
             self._attached.append(weakref.ref(client))
             cut = client._client.__dict__[_MARK]
         if leaf:
-            cut.leaf = leaf
+            cut.leaves[component] = leaf
         return True
 
     def undo(self) -> None:
@@ -158,7 +161,7 @@ class _Cut:
         self.owner = owner
         self.original = original  #: the user's HTTP client
         self.base_url = base_url.rstrip("/")
-        self.leaf = ""
+        self.leaves: dict[str, str] = {}  #: component ("" for any) -> the leaf that this client is
 
     def prepare(self, request: Any, body: bytes) -> tuple[LeafCall, bool] | None:
         """The leaf call for a request, and whether a component of ours answers it; None when it goes where it would have gone, unseen."""
@@ -176,7 +179,7 @@ class _Cut:
         return None if external is None else (self._leaf_call(external, path, request, body, document), False)
 
     def _leaf_call(self, component: str, path: str, request: Any, body: bytes, document: dict[str, Any]) -> LeafCall:
-        leaf = self.leaf or self.owner.usual_leaf.get(component, "")
+        leaf = self.leaves.get(component) or self.leaves.get("") or self.owner.usual_leaf.get(component, "")
         return LeafCall(
             component=component,
             leaf=leaf,

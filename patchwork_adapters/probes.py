@@ -18,6 +18,7 @@ from typing import Any
 
 from patchwork_adapters import sites
 from patchwork_adapters.causes import Moment
+from patchwork_adapters.raw_openai import RAW
 from patchwork_adapters.sampling import SampledCall
 from patchwork_adapters.tokens import Usage, usage_of
 from patchwork_adapters.walk import Leaf
@@ -40,6 +41,7 @@ class Probes:
         self._lock = threading.Lock()
         self._leaves: dict[int, tuple[Leaf, str]] = {}
         self._by_class: dict[type, tuple[Leaf, str]] = {}
+        self._clients: dict[tuple[int, str | None], tuple[Leaf, str]] = {}  #: by (raw openai client, model)
         self._undo: list[Callable[[], None]] = []
         self._wrapped: set[tuple[type, str]] = set()
         self._began = clock()
@@ -52,10 +54,14 @@ class Probes:
             component = components.get(leaf.path)
             if component is None:
                 continue
+            if leaf.spec.framework == RAW:
+                self._clients[id(leaf.obj), leaf.spec.facts(leaf.obj).model] = (leaf, component)
+                self._wrap(type(leaf.obj), "request", self._open_request)
+                continue
             self._leaves[id(leaf.obj)] = (leaf, component)
             self._by_class.setdefault(type(leaf.obj), (leaf, component))
             for name in methods.get(leaf.path, ()):
-                self._wrap(type(leaf.obj), name)
+                self._wrap(type(leaf.obj), name, functools.partial(self._open, name))
 
     def off(self) -> None:
         while self._undo:
@@ -72,13 +78,13 @@ class Probes:
         with self._lock:
             return tuple(sorted(self._calls, key=lambda probed: probed.call.started))
 
-    def _wrap(self, cls: type, name: str) -> None:
+    def _wrap(self, cls: type, name: str, opener: _Opener) -> None:
         owner = next((base for base in cls.__mro__ if name in vars(base)), None)
         original = vars(owner).get(name) if owner is not None else None
         if owner is None or not inspect.isfunction(original) or (owner, name) in self._wrapped:
             return
         self._wrapped.add((owner, name))
-        setattr(owner, name, _wrapper(original, functools.partial(self._open, name)))
+        setattr(owner, name, _wrapper(original, opener))
         self._undo.append(functools.partial(setattr, owner, name, original))
 
     def _open(self, method: str, obj: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> _Open | None:
@@ -90,26 +96,33 @@ class Probes:
         known = self._leaves.get(id(obj)) or self._by_class.get(type(obj))
         if known is None:
             return None
+        return self._opened(known, method, obj, _size(args, kwargs), kwargs.get("run_manager"))
+
+    def _open_request(self, obj: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> _Open | None:
+        """A request of a raw openai client: ``request(cast_to, options, ...)``."""
+        options = args[1] if len(args) > 1 else kwargs.get("options")
+        body = getattr(options, "json_data", None)
+        body = body if isinstance(body, dict) else {}
+        known = self._clients.get((id(obj), body.get("model")))
+        if known is None:
+            return None
+        items = body.get("input")
+        size = len(items) if isinstance(items, list) and known[0].kind == "embedder" else 1
+        return self._opened(known, f"POST {getattr(options, 'url', '')}", obj, size, None)
+
+    def _opened(self, known: tuple[Leaf, str], method: str, obj: Any, size: int, manager: Any) -> _Open:
         leaf, component = known
-        manager = kwargs.get("run_manager")
         now = self._clock()
-        call = SampledCall(
-            sites.site_of(leaf.path, manager),
-            leaf.path,
-            component,
-            method,
-            now - self._began,
-            0.0,
-            size=_size(args, kwargs),
-        )
-        return _Open(self, Probed(call, sites.moment(manager)), now, obj, around)
+        site = sites.site_of(leaf.path, manager)
+        call = SampledCall(site, leaf.path, component, method, now - self._began, 0.0, size=size)
+        return _Open(self, Probed(call, sites.moment(manager)), now, obj, _AROUND.get())
 
     def close(self, opened: _Open, usage: Usage, error: BaseException | None) -> None:
         now = self._clock()
         whole = now - opened.since
-        own = max(0.0, whole - opened.inside_s)
+        began = self._own_begin(opened, now, max(0.0, whole - opened.inside_s))
         call = replace(
-            opened.probed.call, started=now - own - self._began, seconds=own, prompt_tokens=usage.prompt, output_tokens=usage.output,
+            opened.probed.call, started=began - self._began, seconds=now - began, prompt_tokens=usage.prompt, output_tokens=usage.output,
             first_s=None if opened.first is None else opened.first - opened.since,
             error=None if error is None else type(error).__name__,
         )  # fmt: skip
@@ -117,6 +130,14 @@ class Probes:
             self._calls.append(replace(opened.probed, call=call))
             if opened.around is not None:
                 opened.around.inside_s += whole
+                opened.around.inside_until = now
+
+    @staticmethod
+    def _own_begin(opened: _Open, now: float, own_s: float) -> float:
+        """From when on a call counts: after the calls that it made first, where they came first."""
+        began = now - own_s
+        is_prelude = began <= opened.inside_until < began + own_s / 2
+        return opened.inside_until if is_prelude else began
 
     def now(self) -> float:
         return self._clock()
@@ -136,6 +157,7 @@ class _Open:
         self.probed = probed
         self.since = since
         self.inside_s = 0.0  #: spent in calls of other leaves
+        self.inside_until = 0.0  #: when the last of them ended
         self.first: float | None = None
         self._usage = Usage()
         self._closed = False
@@ -156,6 +178,9 @@ class _Open:
         if not self._closed:
             self._closed = True
             self._owner.close(self, self._usage, error)
+
+
+_Opener = Callable[[Any, tuple[Any, ...], Mapping[str, Any]], _Open | None]
 
 
 @contextmanager
@@ -179,7 +204,7 @@ def _size(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> int:
     return len(first) if is_texts and isinstance(first, list) and not isinstance(first[0], float | int) else 1
 
 
-def _wrapper(original: Any, open_: Callable[[Any, tuple[Any, ...], Mapping[str, Any]], _Open | None]) -> Any:
+def _wrapper(original: Any, open_: _Opener) -> Any:
     """In the original's colour; bound by ``__get__``, as an attribute would be."""
     if inspect.isasyncgenfunction(original):
 
@@ -230,12 +255,13 @@ def _wrapper(original: Any, open_: Callable[[Any, tuple[Any, ...], Mapping[str, 
 
 
 def _later(value: Any, opened: _Open | None) -> Any:
-    """A stream ends when it was read; anything else has ended."""
+    """A stream ends when it was read; anything else has ended. A client's own stream has methods that users call: it is left whole."""
     if opened is None:
         return value
-    if hasattr(value, "__anext__"):
+    is_whole = type(value).__module__.startswith("openai.")
+    if hasattr(value, "__anext__") and not is_whole:
         return _chunks_async(value, opened)
-    if hasattr(value, "__next__"):
+    if hasattr(value, "__next__") and not is_whole:
         return _chunks(value, opened)
     opened.see(value)
     opened.close()

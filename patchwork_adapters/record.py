@@ -114,8 +114,15 @@ class RecordingTransport:
         self._inner = inner
         self._record = record
         self.num_asked = 0  #: calls that the record did not know
+        self._is_over = False
+
+    def stop_recording(self) -> None:
+        """From now on every call is asked, and nothing is kept: the import is over."""
+        self._is_over = True
 
     async def call(self, call: LeafCall) -> bytes:
+        if self._is_over:
+            return await self._inner.call(call)
         known = self._record.get(call)
         if known is not None:
             return known[0]
@@ -125,7 +132,7 @@ class RecordingTransport:
         return reply
 
     async def stream(self, call: LeafCall) -> AsyncIterator[bytes]:
-        known = self._record.get(call)
+        known = None if self._is_over else self._record.get(call)
         if known is not None:
             for frame in known:
                 yield frame
@@ -141,7 +148,8 @@ class RecordingTransport:
             close = getattr(inner, "aclose", None)
             if close is not None:
                 await close()
-        self._record.put(call, frames)  # reached only when the stream came to its end
+        if not self._is_over:
+            self._record.put(call, frames)  # reached only when the stream came to its end
 
 
 class ReplayTransport:

@@ -7,6 +7,7 @@ from typing import Any
 
 from patchwork_adapters.graph import END, START, CallSite, Component, ComponentGraph, Edge, Opaque
 from patchwork_adapters.sites import leaf_of
+from patchwork_adapters.state import affinity_of, kept_by, notes_of
 from patchwork_adapters.target import LoadedTarget
 from patchwork_adapters.topology import edges_of
 from patchwork_adapters.walk import Leaf, Walk
@@ -32,7 +33,8 @@ def graph_of(
         call_sites=static_sites(edges, placed, owner),
         edges=edges,
         opaque=(*opaque, *walk.opaque),
-        notes=tuple(_notes(chain, walk)),
+        notes=tuple(_notes(walk)),
+        affinity=affinity_of(kept_by(walk)),
     )
 
 
@@ -46,9 +48,8 @@ def static_sites(edges: Sequence[Edge], leaves: Sequence[Leaf], owner: Mapping[s
     return tuple(CallSite(site, owner[path]) for path, sites in shown.items() for site in sites or {path: None})
 
 
-def _notes(chain: Any, walk: Walk) -> Iterator[str]:
-    if getattr(chain, "checkpointer", None):
-        yield "the graph's checkpoints are kept in the orchestrator's process"
+def _notes(walk: Walk) -> Iterator[str]:
+    yield from notes_of(kept_by(walk))
     stores = [leaf.path for leaf in walk.leaves if leaf.spec.export is not None]
     if stores:
         yield f"searched in Postgres, and kept in memory for filters that only Python can express: {', '.join(stores)}"

@@ -14,7 +14,7 @@ from patchwork_adapters.bridge import install_portal
 from patchwork_adapters.causes import Causes, causes_of
 from patchwork_adapters.chains import class_names
 from patchwork_adapters.checking.cases import Case
-from patchwork_adapters.checking.modes import config_of, steps_of, text_of, workflow_arguments
+from patchwork_adapters.checking.modes import config_of, fitted, steps_of, text_of, workflow_arguments
 from patchwork_adapters.context import RequestContext, request_context
 from patchwork_adapters.errors import AdapterError
 from patchwork_adapters.graph import ComponentGraph
@@ -156,7 +156,7 @@ def _entry(loaded: LoadedTarget) -> _Entry:
 
 async def _ainvoke(chain: Any, case: Case) -> None:
     config: Mapping[str, Any] = config_of(chain, case)
-    for step in steps_of(case):
+    for step in steps_of(fitted(chain, case)):
         await chain.ainvoke(step, config)
 
 

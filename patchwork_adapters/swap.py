@@ -99,7 +99,7 @@ def swap(
                 continue
             cut.usual_leaf.setdefault(assignment.component, leaf.path)
             for client in leaf.spec.openai_clients(leaf.obj):
-                cut.attach(client, leaf.path)
+                cut.attach(client, leaf.path, assignment.component)
         elif (why := _mismatch(leaf, assignment)) is not None:
             swapped.skipped.append(Opaque(leaf.path, why))
         else:

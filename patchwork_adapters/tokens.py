@@ -45,7 +45,7 @@ def _tables(value: Any) -> Iterator[Mapping[str, Any]]:
     if (tables := list(_of_message(message))) or (tables := list(_of_message(value))):
         yield from tables
         return
-    raw = getattr(value, "raw", None)
+    raw = getattr(value, "raw", None) or value
     usage = raw.get("usage") if isinstance(raw, Mapping) else getattr(raw, "usage", None)
     if usage is not None:
         yield (

@@ -11,9 +11,10 @@ user's modules only, the globals that their bytecode loads. A framework's functi
 from __future__ import annotations
 
 import functools
+import re
 import sys
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import FunctionType, MethodType, ModuleType
 from typing import Any
@@ -21,24 +22,13 @@ from typing import Any
 from patchwork_adapters.graph import Opaque
 from patchwork_adapters.leaves.spec import LeafSpec, spec_for
 from patchwork_adapters.parts import Step, children, global_names, is_dull, is_user_module, is_users_code, names_of
+from patchwork_adapters.raw_clients import connecting_calls, used_at, what_is
+from patchwork_adapters.raw_openai import asked_in, spec_of
 from patchwork_adapters.transport import Kind
 
-#: Connections that user code may call by itself: nothing of them moves.
-_RAW_CLIENTS = {
-    "psycopg.connection.BaseConnection": "a database connection",
-    "psycopg._connection_base.BaseConnection": "a database connection",
-    "sqlalchemy.engine.base.Engine": "a database engine",
-    "sqlalchemy.ext.asyncio.engine.AsyncEngine": "a database engine",
-    "pymongo.mongo_client.MongoClient": "a database client",
-    "redis.client.Redis": "a Redis client",
-    "requests.sessions.Session": "an HTTP session",
-    "httpx._client.BaseClient": "an HTTP client",
-    "httpx2._client.BaseClient": "an HTTP client",
-    "botocore.client.BaseClient": "a cloud client",
-}
 #: They come and go while the chain runs (a bound method is made each time it is asked for), or say nothing of it.
 _CONTAINERS = (dict, list, tuple, set, frozenset, deque, FunctionType, MethodType, ModuleType, functools.partial)
-_OPENAI_CLIENTS = ("openai._base_client.SyncAPIClient", "openai._base_client.AsyncAPIClient")
+_OPENAI_CLIENTS = frozenset({"openai._base_client.SyncAPIClient", "openai._base_client.AsyncAPIClient"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,10 +80,12 @@ def find_leaves(chain: Any, module: ModuleType | None = None, root: str = "chain
     ]
     outside = walked.reachable(starts, stop=leaf_keys)  # what a leaf does inside is no part of the chain
     inside = [(walked.paths[key], walked.objects[key]) for key in outside if key not in leaf_keys]
+    functions = tuple(f for _, f in inside if isinstance(f, FunctionType) and is_users_code(f))
+    raw = tuple(_raw_leaves(inside, functions))
     return Walk(
-        leaves=tuple(leaves),
-        opaque=tuple(_opaque(walked, [id(chain)], leaf_keys)),
-        functions=tuple(f for _, f in inside if isinstance(f, FunctionType) and is_users_code(f)),
+        leaves=(*leaves, *raw),
+        opaque=tuple(_opaque(walked, [id(chain)], leaf_keys, functions, frozenset(id(leaf.obj) for leaf in raw))),
+        functions=functions,
         parts=tuple((path, part) for path, part in inside if not isinstance(part, _CONTAINERS)),
     )
 
@@ -168,24 +160,51 @@ def _leaves_among(candidates: Mapping[int, LeafSpec], walked: _Walked) -> frozen
     return frozenset(leaves)
 
 
-def _opaque(walked: _Walked, roots: Iterable[int], leaf_keys: frozenset[int]) -> Iterator[Opaque]:
+def _raw_leaves(inside: Iterable[Step], functions: Sequence[FunctionType]) -> Iterator[Leaf]:
+    """Raw openai clients: a leaf for each model that the user's functions ask them for."""
+    clients = [(path, value) for path, value in inside if _is_openai(value)]
+    asked = asked_in(functions) if clients else ()
+    for path, client in clients:
+        names = re.findall(r"[A-Za-z_]\w*", path)
+        for call in asked:
+            if call.client == names[-1]:
+                yield Leaf(f"{path}({call.model!r})", client, call.kind, spec_of(client, call.kind, call.model))
+
+
+def _is_openai(value: Any) -> bool:
+    return not _OPENAI_CLIENTS.isdisjoint(names_of(value))
+
+
+def _opaque(
+    walked: _Walked,
+    roots: Iterable[int],
+    leaf_keys: frozenset[int],
+    functions: Sequence[FunctionType],
+    raw: frozenset[int],
+) -> Iterator[Opaque]:
     for key in walked.reachable(roots, stop=leaf_keys):
-        if key in leaf_keys:
+        if key in leaf_keys or key in raw:
             continue
         value, path = walked.objects[key], walked.paths[key]
-        names = names_of(value)
-        what = next((_RAW_CLIENTS[name] for name in names if name in _RAW_CLIENTS), None)
-        if any(name in names for name in _OPENAI_CLIENTS):
-            yield Opaque(
-                path, "a raw openai client: requests for hosted models go to components, others to their server"
-            )
-        elif what is not None and not path.endswith("._client"):
+        if _is_openai(value):
+            line = _used(path, functions)
             yield Opaque(
                 path,
-                f"{what} ({type(value).__module__}.{type(value).__qualname__}): its calls stay in the orchestrator",
+                "a raw openai client whose models are known only when it is called: requests for models of components go to them, "
+                f"others to their server{line}",
             )
-        elif isinstance(value, FunctionType):
+        elif (what := what_is(names_of(value))) is not None and not path.endswith("._client"):
+            cls = f"{type(value).__module__}.{type(value).__qualname__}"
+            yield Opaque(path, f"{what} ({cls}): its calls stay in the orchestrator{_used(path, functions)}")
+        elif isinstance(value, FunctionType) and is_users_code(value):
             yield from _made_per_call(path, value)
+            for called, line in connecting_calls(value):
+                yield Opaque(path, f"calls {called} at {line}: it runs in the orchestrator")
+
+
+def _used(path: str, functions: Sequence[FunctionType]) -> str:
+    line = used_at(path, functions)
+    return f"; used at {line}" if line else ""
 
 
 def _made_per_call(path: str, function: FunctionType) -> Iterator[Opaque]:

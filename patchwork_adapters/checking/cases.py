@@ -30,14 +30,19 @@ class Case:
 def read_cases(path: Path) -> list[Case]:
     """Each line is an input, or ``{"input": ..., "config": ..., "resume": [...]}`` with one of the last two. Raises BadInputs."""
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise BadInputs(
             f"{path} cannot be read ({type(error).__name__}); give a file with one JSON value a line"
         ) from error
-    cases = [_case(line, f"{path}, line {n}") for n, line in enumerate(lines, 1) if line.strip()]
+    return parse_cases(text, str(path))
+
+
+def parse_cases(text: str, where: str) -> list[Case]:
+    """As :func:`read_cases`, of a file's content; ``where`` names it in errors."""
+    cases = [_case(line, f"{where}, line {n}") for n, line in enumerate(text.splitlines(), 1) if line.strip()]
     if not cases:
-        raise BadInputs(f"{path} holds no inputs; write one JSON value a line")
+        raise BadInputs(f"{where} holds no inputs; write one JSON value a line")
     return cases
 
 

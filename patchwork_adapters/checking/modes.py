@@ -8,7 +8,7 @@ from __future__ import annotations
 import uuid
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from patchwork_adapters.chains import class_names
@@ -55,6 +55,19 @@ def config_of(chain: Any, case: Case) -> dict[str, Any]:
     for name in wanted:
         given.setdefault(name, str(uuid.uuid4()))
     return {**config, "configurable": given} if given else config
+
+
+def fitted(chain: Any, case: Case) -> Case:
+    """For a chain that takes a text, the text of an object that has one under a usual name: files of questions say more than that."""
+    text = text_of(case) if isinstance(case.input, dict) and _takes_text(chain) else None
+    return replace(case, input=text) if isinstance(text, str) else case
+
+
+def _takes_text(chain: Any) -> bool:
+    try:
+        return bool(chain.get_input_jsonschema().get("type") == "string")
+    except Exception:  # noqa: BLE001  the user's types: some have no JSON schema, and then it is no text
+        return False
 
 
 def steps_of(case: Case) -> list[Any]:

@@ -19,12 +19,15 @@ from pathlib import Path
 from typing import Any
 
 from patchwork_adapters.bridge import Bridge
+from patchwork_adapters.checking.cases import parse_cases
 from patchwork_adapters.connection import deployed_here
 from patchwork_adapters.errors import AdapterError
 from patchwork_adapters.graph import Component, ComponentGraph
 from patchwork_adapters.openai_cut import OpenAICut
 from patchwork_adapters.record import ImportRecord, RecordingTransport
 from patchwork_adapters.recorder import static_graph
+from patchwork_adapters.sample_runs import sample_graph
+from patchwork_adapters.sampling import Sampled, SampledRequest
 from patchwork_adapters.target import LoadedTarget, Target, load_target, parse_target
 from patchwork_adapters.walk import Walk, find_leaves
 from patchwork_serving.assign import Assigned, assign
@@ -50,17 +53,21 @@ class _Taken:
     assigned: Assigned
     graph: ComponentGraph
     record: ImportRecord
+    sampled: Sampled | None = None  #: what the request's inputs did
 
 
 def build(request: BuildRequest, folder: Path, progress: ProgressSink) -> dict[str, Any]:
-    """The result document; with ``inspect_only`` just the graph. Raises AdapterError and ServingError."""
+    """The result document; with ``inspect_only`` just the graph, and what the inputs did. Raises AdapterError and ServingError."""
     config = Config.model_validate(request.config)
     paths = Paths.from_env()
     apply_environment(captured_environment(os.environ, config.env))
     target = parse_target(request.target)
     taken = _take_apart(request, config, paths, target, progress)
     if request.inspect_only:
-        return {"graph": taken.graph.to_json()}
+        return {
+            "graph": taken.graph.to_json(),
+            "sampled": taken.sampled.to_json() if taken.sampled is not None else None,
+        }
     _check_planned(request, taken.assigned)
     for spec in taken.assigned.specs:
         if spec.way in ("protocol", "engine") and spec.engine != "pgvector":
@@ -90,7 +97,8 @@ def _take_apart(request: BuildRequest, config: Config, paths: Paths, target: Tar
     engines = LocalEngines(config, paths, progress)
     record_file = paths.records / f"{_record_name(target, config)}.record"
     record = ImportRecord.load(record_file)
-    bridge = Bridge(RecordingTransport(engines, record))
+    recording = RecordingTransport(engines, record)
+    bridge = Bridge(recording)
     cut = OpenAICut(bridge, router)
     cut.install()
     try:
@@ -104,13 +112,31 @@ def _take_apart(request: BuildRequest, config: Config, paths: Paths, target: Tar
             assigned = assign(walk.leaves, config, router.find)
             progress.update("import", note=f"{len(walk.leaves)} leaves")
         record.save(record_file)
+        recording.stop_recording()
+        components = tuple(_shown(component, assigned) for component in assigned.placed.components)
+        graph = static_graph(request.target, loaded, walk, components, assigned.placed.opaque)
+        sampled = None
+        if request.inputs is not None:
+            sampled = _sample(request.inputs, _Taken(loaded, walk, assigned, graph, record), engines, progress)
     finally:
         cut.undo()
         bridge.close()
         asyncio.run(engines.close())
-    components = tuple(_shown(component, assigned) for component in assigned.placed.components)
-    graph = static_graph(request.target, loaded, walk, components, assigned.placed.opaque)
-    return _Taken(loaded, walk, assigned, graph, record)
+    return _Taken(loaded, walk, assigned, graph if sampled is None else sampled.graph, record, sampled)
+
+
+def _sample(inputs: str, taken: _Taken, engines: LocalEngines, progress: ProgressSink) -> Sampled:
+    """Run the inputs: models that are hosted here in engines of this process, everything else as the user's own objects."""
+    cases = parse_cases(inputs, "the inputs")
+    hosted = [spec.model for spec in taken.assigned.specs if spec.way == "protocol" and spec.model is not None]
+    asyncio.run(engines.start(hosted))
+
+    def tell(done: int, request: SampledRequest) -> None:
+        note = request.error or f"{request.seconds:.2f} s, {len(request.calls)} leaf calls"
+        progress.update("samples", done, len(cases), note)
+
+    with step(progress, "samples", f"running {len(cases)} inputs"):
+        return sample_graph(taken.loaded, taken.walk, taken.assigned.placed, taken.graph, cases, on_progress=tell)
 
 
 def _shown(component: Component, assigned: Assigned) -> Component:

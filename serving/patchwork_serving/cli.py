@@ -36,7 +36,7 @@ OptionalName = Annotated[
 def inspect(
     target: Target,
     inputs: Annotated[
-        Path | None, typer.Option("--inputs", help="Sample inputs to run; not available in this version.", hidden=True)
+        Path | None, typer.Option("--inputs", help="Sample inputs to run, one JSON value a line.", show_default=False)
     ] = None,
     as_json: AsJson = False,
     mermaid: Annotated[bool, typer.Option("--mermaid", help="Print a Mermaid flowchart.")] = False,

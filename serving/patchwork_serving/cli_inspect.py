@@ -19,14 +19,15 @@ from patchwork_serving.errors import UsageError
 
 _SHAPES = {"llm": ("([", "])"), "embedder": ("[/", "/]"), "retriever": ("[(", ")]"), "reranker": ("{{", "}}")}
 
+_SAME = "requests with equal values belong to one orchestrator"
+_AFFINITY = {"*": "the chain is one conversation: all requests belong to one orchestrator"}
+
 
 def inspect(target: str, inputs: Path | None, *, as_json: bool, mermaid: bool) -> None:
     """Print the component graph; the user's module runs in a process of its own that ends afterwards."""
     if as_json and mermaid:
         raise UsageError("give one of --json and --mermaid")
-    if inputs is not None:
-        raise UsageError("--inputs: sample runs are not available in this version; leave it out for the static graph")
-    graph = _graph(target)
+    graph = _graph(target, _text_of(inputs) if inputs is not None else None)
     if as_json:
         fact_json(graph.to_json())
     elif mermaid:
@@ -35,14 +36,27 @@ def inspect(target: str, inputs: Path | None, *, as_json: bool, mermaid: bool) -
         _show(graph)
 
 
-def _graph(target: str) -> ComponentGraph:
+def _text_of(inputs: Path) -> str:
+    """The file's content, when it is JSON lines; what is wrong with it is said before anything is started."""
+    from patchwork_adapters.checking.cases import BadInputs, read_cases
+
+    try:
+        read_cases(inputs)
+    except BadInputs as error:
+        raise UsageError(str(error)) from error
+    return inputs.read_text(encoding="utf-8")
+
+
+def _graph(target: str, inputs: str | None) -> ComponentGraph:
     config = load_config(None, beside=parse_target(target).folder)
     request = build_process.BuildRequest(
-        target=target, name="inspect", config=config.model_dump(mode="json"), inspect_only=True
+        target=target, name="inspect", config=config.model_dump(mode="json"), inspect_only=True, inputs=inputs
     )
     with stop_signals(), progress_display(as_json=False) as progress:
         try:
-            return build_process.inspect(request, progress, Paths.from_env())
+            if inputs is None:
+                return build_process.inspect(request, progress, Paths.from_env())
+            return build_process.sample(request, progress, Paths.from_env()).graph
         except BaseException:
             build_process.cancel_running()
             raise
@@ -58,16 +72,45 @@ def _show(graph: ComponentGraph) -> None:
         table.add_row(c.id, c.kind, c.cls, c.way, "external" if c.external else c.engine, c.model or "")
     out.print(table if graph.components else Text("no components: all of the chain runs in one process"))
     if graph.call_sites:
-        sites = Table(
-            "call-site", "component", "visits", "seconds", "tokens", box=None, padding=(0, 2, 0, 0), header_style="dim"
-        )
-        for s in graph.call_sites:
-            sites.add_row(s.id, s.component, _number(s.visits), _number(s.seconds), _number(s.tokens))
-        out.print(sites)
+        out.print(_sites(graph))
+    if graph.requests:
+        out.print(_edges(graph))
+        glue = "" if graph.glue_s is None else f"; {graph.glue_s:.3g} s of each request outside of components"
+        out.print(Text(f"from {graph.requests} sample runs{glue}", style="dim"))
     for opaque in graph.opaque:
         out.print(Text.assemble(("opaque ", "yellow"), f"{opaque.where}: {opaque.why}"))
+    if graph.affinity is not None:
+        out.print(Text(f"affinity {graph.affinity}: {_AFFINITY.get(graph.affinity, _SAME)}"))
     for remark in graph.notes:
         out.print(Text(f"note {remark}", style="dim"))
+
+
+def _table(*columns: str) -> Table:
+    return Table(*columns, box=None, padding=(0, 2, 0, 0), header_style="dim")
+
+
+def _sites(graph: ComponentGraph) -> Table:
+    """Where leaves are called from; with numbers when samples were run."""
+    if not graph.requests:
+        table = _table("call-site", "component")
+        for s in graph.call_sites:
+            table.add_row(Text(s.id), Text(s.component))
+        return table
+    table = _table("call-site", "component", "visits", "in turn", "seconds", "prompt", "output", "reached by")
+    for s in graph.call_sites:
+        numbers = map(_number, (s.visits, s.serial, s.seconds, s.prompt_tokens, s.output_tokens))
+        table.add_row(Text(s.id), Text(s.component), *numbers, "" if s.reached is None else f"{s.reached:.0%}")
+    return table
+
+
+def _edges(graph: ComponentGraph) -> Table:
+    names = {START: "request", END: "answer"}
+    table = _table("from", "to", "kind", "probability", "times")
+    for e in graph.edges:
+        probability = "" if e.probability is None else f"{e.probability:.0%}"
+        source, target = names.get(e.source, e.source), names.get(e.target, e.target)
+        table.add_row(Text(source), Text(target), e.kind, probability, str(e.count) if e.count else "never")
+    return table
 
 
 def _number(value: float | None) -> str:
@@ -79,7 +122,7 @@ def to_mermaid(graph: ComponentGraph) -> str:
     lines = ["flowchart LR"]
     if graph.call_sites:
         by_id = {c.id: c for c in graph.components}
-        lines += [_node(s.id, s.id, by_id.get(s.component)) for s in graph.call_sites]
+        lines += [_node(s.id, s.id, by_id.get(s.component), s.visits) for s in graph.call_sites]
     else:
         lines += [_node(c.id, c.id, c) for c in graph.components]
     if any(START in (e.source, e.target) for e in graph.edges):
@@ -93,10 +136,11 @@ def to_mermaid(graph: ComponentGraph) -> str:
     return "\n".join(lines)
 
 
-def _node(node_id: str, label: str, component: Component | None) -> str:
+def _node(node_id: str, label: str, component: Component | None, visits: float | None = None) -> str:
     kind = component.kind if component is not None else "function"
     left, right = _SHAPES.get(kind, ("[", "]"))
     about = f"<br/>{component.model or component.engine}" if component is not None else ""
+    about += "" if visits is None else f"<br/>{visits:.3g} per request"
     return f'  {_id(node_id)}{left}"{_label(label)}{about}"{right}'
 
 

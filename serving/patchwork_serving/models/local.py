@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import threading
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 
 from patchwork_adapters.errors import ComponentFailed, ComponentUnavailable
 from patchwork_adapters.placement import component_id
@@ -50,6 +50,15 @@ class LocalEngines:
         """The reply's frames, handed over together: nobody watches a stream while a module is imported."""
         for payload in (await self._reply(call)).payloads:
             yield payload
+
+    async def start(self, names: Iterable[str]) -> None:
+        """Start the engines of these models now; raises ComponentError. A call would start its own, and take that long."""
+        loop = self._running_loop()
+        for name in dict.fromkeys(names):
+            try:
+                await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(self._hosts.get(name), loop))
+            except ServingError as error:
+                raise ComponentFailed(f"{error.title}: {error}") from error
 
     async def close(self) -> None:
         """Stop the engines and the thread; idempotent."""

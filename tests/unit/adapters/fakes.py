@@ -57,11 +57,12 @@ class FakeCluster:
         body = decode_request(call.payload).json()
         try:
             yield encode_response(HttpResponse(200, {"content-type": "text/event-stream"}))
-            for word in answer(body).split(" "):
+            for word in (answer(body) if "messages" in body else _echo(body)).split(" "):
                 await asyncio.sleep(self.delay_s)
-                chunk = _chunk(body, {"role": "assistant", "content": word + " "})
-                yield f"data: {json.dumps(chunk)}\n\n".encode()
-            yield f"data: {json.dumps(_chunk(body, {}, 'stop'))}\n\ndata: [DONE]\n\n".encode()
+                yield f"data: {json.dumps(_piece(call.method, body, word + ' '))}\n\n".encode()
+            if "messages" in body:
+                yield f"data: {json.dumps(_chunk(body, {}, 'stop'))}\n\n".encode()
+            yield b"data: [DONE]\n\n"
         except (asyncio.CancelledError, GeneratorExit):
             self.cancelled.append(call.method)
             raise
@@ -74,6 +75,17 @@ class FakeCluster:
             case "POST /v1/chat/completions":
                 message = {"role": "assistant", "content": answer(body)}
                 reply = _completion(body, message)
+            case "POST /v1/completions":
+                choice = {"index": 0, "text": _echo(body), "finish_reason": "stop", "logprobs": None}
+                reply = {
+                    "id": "c1",
+                    "object": "text_completion",
+                    "created": 1,
+                    "model": body["model"],
+                    "choices": [choice],
+                }
+            case "POST /v1/responses":
+                reply = _response(body)
             case other:
                 raise AssertionError(other)
         return encode_response(HttpResponse(200, {"content-type": "application/json"}, json.dumps(reply).encode()))
@@ -140,3 +152,36 @@ def _completion(body: dict[str, Any], message: dict[str, Any]) -> dict[str, Any]
 def _chunk(body: dict[str, Any], delta: dict[str, Any], finish: str | None = None) -> dict[str, Any]:
     choice = {"index": 0, "delta": delta, "finish_reason": finish}
     return {"id": "c1", "object": "chat.completion.chunk", "created": 1, "model": body["model"], "choices": [choice]}
+
+
+def _echo(body: dict[str, Any]) -> str:
+    return f"echo: {body.get('prompt') or body.get('input')}"
+
+
+def _piece(method: str, body: dict[str, Any], text: str) -> dict[str, Any]:
+    """One event of a stream, as each of the three operations has them."""
+    match method:
+        case "POST /v1/completions":
+            choice = {"index": 0, "text": text, "finish_reason": None, "logprobs": None}
+            return {"id": "c1", "object": "text_completion", "created": 1, "model": body["model"], "choices": [choice]}
+        case "POST /v1/responses":
+            place = {"item_id": "m1", "output_index": 0, "content_index": 0, "sequence_number": 0, "logprobs": []}
+            return {"type": "response.output_text.delta", "delta": text, **place}
+        case _:
+            return _chunk(body, {"role": "assistant", "content": text})
+
+
+def _response(body: dict[str, Any]) -> dict[str, Any]:
+    content = [{"type": "output_text", "text": _echo(body), "annotations": []}]
+    message = {"id": "m1", "type": "message", "role": "assistant", "status": "completed", "content": content}
+    return {
+        "id": "r1",
+        "object": "response",
+        "created_at": 1,
+        "model": body["model"],
+        "status": "completed",
+        "output": [message],
+        "parallel_tool_calls": False,
+        "tool_choice": "auto",
+        "tools": [],
+    }

@@ -67,7 +67,7 @@ def test_every_verb_has_help(verb: str, capsys: pytest.CaptureFixture[str]) -> N
         (["deploy", "x.py", "--slo", "0s"], "--slo"),
         (["deploy", "x.py", "--replicas", "0"], "--replicas"),
         (["deploy", "x.py", "--config", "no/such.yaml"], "no/such.yaml"),
-        (["inspect", "x.py", "--inputs", "some.jsonl"], "not available"),
+        (["inspect", "x.py", "--inputs", "some.jsonl"], "cannot be read"),
         (["deploy", "x.py", "--plan", "no/plan.json"], "no/plan.json cannot be read"),
         (["inspect", "x.py", "--json", "--mermaid"], "--mermaid"),
         (["invoke", "nobody", "hi"], "no application 'nobody'"),
