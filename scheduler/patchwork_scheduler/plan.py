@@ -171,7 +171,7 @@ class _Asked:
         return NoFeasiblePlan(
             f"one replica of every component (or the fixed number) needs about {cpus:g} cpus and {gpus:g} gpus, in pieces that fit on"
             f" single nodes; there are {sum(n.cpus * n.count for n in have):g} cpus and {sum(n.gpus * n.count for n in have)} gpus;"
-            f" give more, or fix fewer replicas"
+            f" give more, fix fewer replicas, or let replicas share cores (num_cpus in patchwork.yaml)"
         )
 
     def _least(self, problem: Problem) -> tuple[float, float]:

@@ -16,14 +16,14 @@ from patchwork_adapters.target import parse_target
 from patchwork_scheduler.errors import InvalidInput
 from patchwork_scheduler.plan import make_plan
 from patchwork_scheduler.plan_model import Fixed, Goal, Plan
-from patchwork_scheduler.profile_model import Profile
+from patchwork_scheduler.profile_model import ComponentProfile, Profile
 from patchwork_scheduler.resources import Resources
 from patchwork_serving import build_process
 from patchwork_serving.cli_deploy import seconds, stop_signals
 from patchwork_serving.cli_output import console, fact, fact_json, note
 from patchwork_serving.cli_progress import progress_display
 from patchwork_serving.components.llamacpp_engine import available_cores
-from patchwork_serving.config import Config, Paths, load_config
+from patchwork_serving.config import ComponentConfig, Config, Paths, load_config
 from patchwork_serving.errors import UsageError
 from patchwork_serving.gpus import gpu_names
 
@@ -51,6 +51,7 @@ def plan(wish: Wish, *, as_json: bool) -> None:
     profile = Profile.load(wish.profile)
     config = load_config(wish.config, beside=parse_target(wish.target).folder)
     profile.check_components(_components(wish.target, config))
+    profile = with_shares(profile, config)
     goal = dataclasses.replace(goal, fixed=fixed_choices(profile, config))
     found = dataclasses.replace(make_plan(profile, resources, goal), profile=profile, resources=resources)
     if wish.output is not None:
@@ -61,6 +62,27 @@ def plan(wish: Wish, *, as_json: bool) -> None:
     show(found)
     if wish.output is not None:
         note(f"written to {wish.output}; serve it: patchwork deploy {wish.target} --plan {wish.output}")
+
+
+def with_shares(profile: Profile, config: Config) -> Profile:
+    """Replicas take the cores and GPUs that ``patchwork.yaml`` gives them, instead of those they were seen to keep busy."""
+    return dataclasses.replace(
+        profile, components=tuple(_shared(c, config.components.get(c.id)) for c in profile.components)
+    )
+
+
+def _shared(component: ComponentProfile, wish: ComponentConfig | None) -> ComponentProfile:
+    if wish is None or (wish.num_cpus is None and wish.num_gpus is None):
+        return component
+    measured = tuple(
+        dataclasses.replace(
+            m,
+            cpus=m.cpus if wish.num_cpus is None else float(wish.num_cpus),
+            gpus=m.gpus if wish.num_gpus is None else float(wish.num_gpus),
+        )
+        for m in component.measured
+    )
+    return dataclasses.replace(component, measured=measured)
 
 
 def fixed_choices(profile: Profile, config: Config) -> Mapping[str, Fixed]:

@@ -29,7 +29,8 @@ class Search:
     least_gain: float = 0.1  #: of throughput, from one batch to the next, twice as large (paper, section 3.2)
     budget_s: float = 40.0  #: for one component
     enough_s: float = 1.0  #: of measuring at one batch
-    most_rounds: int = 10
+    least_rounds: int = 2  #: where a round takes no more than a tenth of the budget: prompts differ
+    most_rounds: int = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,6 +117,8 @@ class Sweep:
         self.told(batch)
         sample = await self._one(batch, 1, self._frames)
         rounds = min(self.search.most_rounds, math.ceil(self.search.enough_s / max(sample.typical_s, 1e-4)))
+        if sample.typical_s * 10 < self.search.budget_s:
+            rounds = max(rounds, self.search.least_rounds)
         if rounds < 2:
             return sample
         # the first round of a batch size may allocate: it counts only when there is no other

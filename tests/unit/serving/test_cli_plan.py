@@ -71,6 +71,15 @@ def test_json_is_the_plan_and_choices_of_patchwork_yaml_are_kept(
     assert (place.replicas, place.batch) == (3, 1)
 
 
+def test_replicas_take_the_shares_that_patchwork_yaml_gives_them(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (here / "patchwork.yaml").write_text("components: {retriever: {num_cpus: 0.25}}")
+    assert plan("--cpus", "1", "--gpus", "1", "--json") == 0
+    (place,) = Plan.from_json(json.loads(capsys.readouterr().out)).component("retriever").placements
+    assert place.cpus == 0.25
+
+
 def other_chain(folder: Path) -> None:
     profile(component("embedder", cpu={1: 0.1}), chain="other.py").save(folder / "profile.json")
 
