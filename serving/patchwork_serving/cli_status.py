@@ -83,7 +83,10 @@ def _app(app: dict[str, Any]) -> Iterator[RenderableType]:
     if app["replicas"]:
         yield _replicas(app["replicas"])
     if app["window"]:
-        yield _window(app["window"])
+        yield _window("last minute", app["window"])
+        classes = app["window"].get("classes") or {}
+        if len(classes) > 1:
+            yield from (_window(f"  {name}", mine) for name, mine in classes.items())
     for decision in app["decisions"][-5:]:
         yield Text(f"  {decision.get('time', '')}  {decision.get('what', '')}: {decision.get('why', '')}", style="dim")
 
@@ -98,11 +101,11 @@ def _replicas(replicas: Sequence[dict[str, Any]]) -> Table:
     return table
 
 
-def _window(window: dict[str, Any]) -> Text:
+def _window(title: str, window: dict[str, Any]) -> Text:
     counts = ", ".join(
         f"{window[k]} {k}" for k in ("requests", "attained", "missed", "refused", "failed") if window.get(k) is not None
     )
     times = ", ".join(
         f"{p} {window[f'{p}_s']:.2f} s" for p in ("p50", "p95", "p99") if window.get(f"{p}_s") is not None
     )
-    return Text(f"  last minute: {counts}" + (f"; {times}" if times else ""))
+    return Text(f"  {title}: {counts}" + (f"; {times}" if times else ""))

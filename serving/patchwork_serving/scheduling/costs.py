@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from patchwork_scheduler.cost import BatchCost, TokenCost
 from patchwork_scheduler.estimate import Learned
@@ -21,8 +22,7 @@ TELLING = 3
 SETTLED = 32
 
 
-@dataclass(frozen=True, slots=True)
-class Predicted:
+class Predicted(NamedTuple):
     """What is expected of one call; zeros when nothing is known."""
 
     alone_s: float = 0.0
