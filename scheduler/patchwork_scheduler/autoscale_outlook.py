@@ -29,14 +29,11 @@ class Outlook:
         """Why ``before`` replicas are too few."""
         if before == 0:
             return "called while it had no replica"
-        ahead_s = self.cold_start_s[name]
-        reasons = [self._expected(ahead_s)]
+        reasons = [self._expected(self.cold_start_s[name])]
+        waiting = f"with {self.backlog[name]:.0f} calls that wait, " if self.backlog[name] >= 1 else ""
         if name in self.utilisation:
-            reasons.append(
-                f"that is {self.demand[name]:.3g} calls/s, {self.utilisation[name]:.0%} of what {_replicas(before)} {_carry(before)}"
-            )
-        if self.backlog[name] >= 1:
-            reasons.append(f"{self.backlog[name]:.0f} calls wait")
+            share = f"{self.utilisation[name]:.0%} of what {_replicas(before)} {_carry(before)}"
+            reasons.append(f"{waiting}that is {self.demand[name]:.3g} calls/s, {share}")
         if self.late:
             reasons.append(f"{self.late:.0%} of requests were late")
         elif self.tight:

@@ -112,10 +112,10 @@ def _planned(planned: PlannedComponent, profile: Profile | None) -> ComponentPro
     place = max(planned.placements, key=lambda p: p.replicas)
     if profile is not None:
         component = profile.component(planned.id)
-        here = next(
-            m for m in component.measured if (m.hardware, m.cpus, m.gpus) == (place.hardware, place.cpus, place.gpus)
-        )
-        return replace(component, measured=(here,))
+        wanted = (place.hardware, place.cpus, place.gpus)
+        here = tuple(m for m in component.measured if (m.hardware, m.cpus, m.gpus) == wanted)
+        if here:
+            return replace(component, measured=here)
     point = Point(place.batch, place.seconds, memory_bytes=place.memory_bytes)
     return ComponentProfile(
         planned.id, planned.visits, (Measured(place.hardware, (point,), cpus=place.cpus, gpus=place.gpus),)

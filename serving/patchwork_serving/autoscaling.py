@@ -17,6 +17,7 @@ from typing import Any, Protocol
 from patchwork_scheduler.autoscale import Autoscaler
 from patchwork_scheduler.autoscale_model import Change, Decision
 from patchwork_scheduler.autoscale_watch import INGRESS, Watch
+from patchwork_scheduler.errors import SchedulerError
 from patchwork_serving import autoscale_board, board
 from patchwork_serving.autoscale_setup import Mode, autoscaler_of, mode_of, release_key, scaled
 from patchwork_serving.bundle import Bundle
@@ -97,14 +98,16 @@ class AutoscaleLoop:
         return self._mode in ("advisory", "on")
 
     async def run(self) -> None:
+        told = ""
         while True:
             await asyncio.sleep(self._bundle.config.autoscale.every_s)
             try:
                 await asyncio.to_thread(self.step)
             except Exception as error:  # noqa: BLE001  the loop top: requests are served without new decisions
-                log.warning(
-                    "autoscaling could not decide: %s", error if isinstance(error, ValueError) else type(error).__name__
-                )
+                fault = str(error) if isinstance(error, SchedulerError) else type(error).__name__
+                if fault != told:  # once, not every two seconds
+                    log.warning("autoscaling could not decide: %s", fault)
+                told = fault
 
     def step(self) -> None:
         """Observe and decide, if it is this replica's turn."""

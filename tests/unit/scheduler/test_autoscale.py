@@ -99,7 +99,7 @@ def test_calls_that_wait_ask_for_replicas_even_when_the_rate_alone_would_not() -
     waiting = Seen(20, queued=101, ready=1)
     decision = autoscaler.step(seen(20, search=Seen(20, ready=1), llm=waiting), {"search": 1, "llm": 2}, 2.0)
     assert decision.targets["llm"] == 3  # 10/s, and 100 calls to be gone in 10 s
-    assert "100 calls wait" in decision.changes[0].why
+    assert "with 100 calls that wait" in decision.changes[0].why
 
 
 def test_late_requests_ask_for_more_room() -> None:
