@@ -98,7 +98,8 @@ class Admission:
     ) -> None:
         self._mode = mode
         self._top = max((one.priority for one in classes), default=0)
-        self._replicas = dict(replicas)
+        self._parts: dict[str, float] = {}  # of a component's work, what one replica carries
+        self.set_replicas(replicas)
         self._backlog: dict[str, float] = dict.fromkeys(replicas, 0.0)  # still to be done
         self._present: dict[str, float] = dict.fromkeys(replicas, 0.0)  # brought by those who are there now
         self._accepted: dict[str, _Accepted] = {}
@@ -114,16 +115,18 @@ class Admission:
         return len(self._accepted)
 
     def set_replicas(self, replicas: Mapping[str, float]) -> None:
-        self._replicas.update(replicas)
+        self._parts.update((component, 1.0 / max(count, 1e-9)) for component, count in replicas.items())
 
     def delay_s(self) -> float:
         """By how much a request coming now is delayed by those accepted."""
         drain = sharing = 0.0
+        present, parts = self._present, self._parts
         for component, work in self._backlog.items():
-            replicas = max(self._replicas.get(component, 1.0), 1e-9)
-            drain = max(drain, work / replicas)
-            sharing += self._present.get(component, 0.0) / replicas
-        return max(drain, sharing)
+            part = parts.get(component, 1.0)
+            if work * part > drain:
+                drain = work * part
+            sharing += present.get(component, 0.0) * part
+        return drain if drain > sharing else sharing
 
     def decide(
         self, slo: SloClass, ahead: Ahead, now: float, deadline: float, *, behind_s: float = 0.0, at_risk: bool = False

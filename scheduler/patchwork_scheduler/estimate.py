@@ -32,7 +32,7 @@ class Learned:
 
     def observe(self, value: float, *, decay: float = DECAY) -> None:
         self.count += 1
-        weight = max(decay, 1.0 / self.count)
+        weight = decay if self.count * decay >= 1.0 else 1.0 / self.count
         self.mean += weight * (value - self.mean)
 
 

@@ -69,6 +69,9 @@ class CallQueue:
         self._live[call.id] = order
         self._size += call.size
         heapq.heappush(self._ranks, (self._policy.rank(call), order, call.id))
+        if len(self._ranks) > 64 + 4 * len(self._waiting):  # mostly of calls that left
+            self._ranks = [e for e in self._ranks if self._live.get(e[2]) == e[1]]
+            heapq.heapify(self._ranks)
         turn = self._policy.turn(call)
         if turn is not None:
             heapq.heappush(self._turns, (turn.when, order, call.id, turn.rank))
@@ -157,14 +160,13 @@ class CallQueue:
     def _take_turns(self, now: float) -> None:
         """Give the calls whose turn has come their other rank."""
         turns = self._turns
+        if not turns or turns[0][0] >= now:
+            return
         while turns and turns[0][0] < now:
             _, order, call_id, rank = heapq.heappop(turns)
             if self._live.get(call_id) == order:
                 self._live[call_id] = again = next(self._order)
                 heapq.heappush(self._ranks, (rank, again, call_id))
-        if len(self._ranks) > 64 + 4 * len(self._waiting):
-            self._ranks = [e for e in self._ranks if self._live.get(e[2]) == e[1]]
-            heapq.heapify(self._ranks)
 
     def _first(self, heap: list[Entry]) -> float:
         """The least value of a waiting call in ``heap``; infinite when there is none."""

@@ -6,6 +6,7 @@ Between reports the work is taken to drain at one second per second, so a stale 
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Collection, Hashable
 from dataclasses import dataclass, field
 
@@ -29,10 +30,13 @@ class _Replica:
     losses: int = 0
 
     def waiting_s(self, now: float) -> float:
-        drained = now - self.reported
-        left = self.backlog_s + self.sent_s - (drained if drained > 0.0 else 0.0)
+        left = self.backlog_s + self.sent_s
+        if now > self.reported:
+            left -= now - self.reported
         # What has not been replied to is not done, however old the report: a batch, or an engine that serves all at once.
-        return max(left, self.outstanding_s, 0.0)
+        if left < self.outstanding_s:
+            left = self.outstanding_s
+        return left if left > 0.0 else 0.0
 
     def take(self, call_id: str) -> tuple[float, float] | None:
         """The call is no longer there."""
@@ -41,11 +45,13 @@ class _Replica:
             self.outstanding_s = max(self.outstanding_s - gone[0], 0.0) if self.outstanding else 0.0
         return gone
 
-    def overdue_s(self, now: float) -> float:
-        """By how much its oldest call is late. Python dicts keep order: the first is the oldest."""
+    def trouble(self, now: float) -> int:
+        """2: lost, 1: its oldest call is overdue, 0: none. Python dicts keep order: the first is the oldest."""
+        if now < self.lost_until:
+            return 2
         for _, expected in self.outstanding.values():
-            return now - expected
-        return 0.0
+            return 1 if now - expected > SUSPECT_AFTER_S else 0
+        return 0
 
 
 class Router:
@@ -53,6 +59,7 @@ class Router:
 
     def __init__(self, *, parallel: float = 1.0) -> None:
         self._replicas: dict[str, _Replica] = {}
+        self._order: list[_Replica] = []
         self._parallel = parallel
         self._turn = 0
 
@@ -62,6 +69,7 @@ class Router:
     def set_replicas(self, names: Collection[str], now: float) -> None:
         """The replicas that exist now; what is known of those that stay is kept."""
         self._replicas = {name: self._replicas.get(name) or _Replica(name, reported=now) for name in names}
+        self._order = list(self._replicas.values())
 
     def choose(
         self, work_s: float, now: float, *, saved_s: dict[str, float] | None = None, exclude: Collection[Hashable] = ()
@@ -71,19 +79,23 @@ class Router:
         ``saved_s``: replica -> seconds that its cache saves this call. ``exclude``: where the call has failed already.
         Replicas that are lost or suspect come after all others. Among equals they take turns.
         """
-        best, best_key = None, (3, 0.0)
-        self._turn += 1
-        replicas = list(self._replicas.values())
-        count = len(replicas)
-        for i in range(count):
-            replica = replicas[(i + self._turn) % count]
-            if replica.name in exclude:
+        replicas = self._order
+        if len(replicas) == 1:
+            return None if replicas[0].name in exclude else replicas[0].name
+        # One pass with plain comparisons: this is asked for every call, and most of what a decision costs.
+        best, best_trouble, best_finish = None, 3, 0.0
+        self._turn = turn = (self._turn + 1) % max(len(replicas), 1)
+        for replica in itertools.chain(replicas[turn:], replicas[:turn]):
+            if exclude and replica.name in exclude:
                 continue
-            trouble = 2 if now < replica.lost_until else 1 if replica.overdue_s(now) > SUSPECT_AFTER_S else 0
+            trouble = replica.trouble(now)
+            if trouble > best_trouble:
+                continue
             saved = saved_s.get(replica.name, 0.0) if saved_s else 0.0
-            finish = replica.waiting_s(now) + max(0.0, work_s - saved) * replica.speed
-            if (trouble, finish) < best_key:
-                best, best_key = replica, (trouble, finish)
+            work = work_s - saved if work_s > saved else 0.0
+            finish = replica.waiting_s(now) + work * replica.speed
+            if trouble < best_trouble or finish < best_finish:
+                best, best_trouble, best_finish = replica, trouble, finish
         return None if best is None else best.name
 
     def predicted_s(self, name: str, work_s: float, now: float) -> float:

@@ -322,3 +322,16 @@ def closed_loop(
     sim.run([(0.0, slo, workload.path(rng)) for _ in range(in_flight)])
     results.check_invariants()
     return results
+
+
+__all__ = [
+    "SETUPS",
+    "ComponentPlan",
+    "Cost",
+    "Setup",
+    "closed_loop",
+    "setup_by_name",
+    "simulate",
+    "unloaded",
+    "unloaded_s",
+]

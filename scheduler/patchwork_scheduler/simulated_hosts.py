@@ -127,7 +127,7 @@ class Pool:
                 self.hosts[host] = BatchHost(host, self, queue, own)
         self.router = Router()
         self.router.set_replicas(list(self.hosts), 0.0)
-        self._site_costs: dict[str, tuple[float, float]] = {}
+        self._costs: dict[tuple[str, int], tuple[float, float]] = {}
 
     @property
     def replicas(self) -> float:
@@ -147,12 +147,15 @@ class Pool:
 
     def site_cost(self, site: Site) -> tuple[float, float]:
         """Seconds of a call of ``site`` alone, and by which it delays others, as far as anybody can know beforehand."""
-        costs = self._site_costs.get(site.id)
-        if costs is None:
-            costs = self._site_costs[site.id] = self.call_cost(site, site.output_tokens)
-        return costs
+        return self.call_cost(site, site.output_tokens)
 
     def call_cost(self, site: Site, output_tokens: int) -> tuple[float, float]:
+        found = self._costs.get((site.id, output_tokens))
+        if found is None:
+            found = self._costs[site.id, output_tokens] = self._call_cost(site, output_tokens)
+        return found
+
+    def _call_cost(self, site: Site, output_tokens: int) -> tuple[float, float]:
         cost = self.cost
         if isinstance(cost, TokenCost):
             return (

@@ -1,11 +1,14 @@
 """Benchmarks of the scheduler. What is printed is simulated from measured profiles, except the cost of decisions.
 
-    python tests/benchmarks/bench_scheduler.py decisions
-    python tests/benchmarks/bench_scheduler.py speed    --profiles DIR
-    python tests/benchmarks/bench_scheduler.py policies --profiles DIR [--graph crag|ircot] [--arrivals poisson|TRACE] [--requests N]
-    python tests/benchmarks/bench_scheduler.py overload --profiles DIR
+    python tests/benchmarks/bench_scheduler.py decisions                                    [-o scheduler.json]
+    python tests/benchmarks/bench_scheduler.py speed    --profiles DIR                      [-o scheduler.json]
+    python tests/benchmarks/bench_scheduler.py policies --profiles DIR --traces DIR         [-o scheduler.json]
+    python tests/benchmarks/bench_scheduler.py overload --profiles DIR                      [-o scheduler.json]
+    python tests/benchmarks/bench_scheduler.py plots    -o scheduler.json
 
-``DIR`` holds llama-3.2-3b.json, llama-3.1-8b.json, encoders.json and overload_crag.json: rows measured on one GPU.
+``--profiles`` holds llama-3.2-3b.json, llama-3.1-8b.json, encoders.json and overload_crag.json: rows measured on one GPU.
+``--traces`` holds azure-llm-2023/AzureLLMInferenceTrace_{code,conv}.csv and ragpulse/0_trace.jsonl. ``-o`` replaces the part of the
+file that was run.
 """
 
 from __future__ import annotations
@@ -13,248 +16,188 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
-import math
 import random
+import sys
 import time
-from collections.abc import Iterator
-from dataclasses import replace
+from collections.abc import Callable, Mapping
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from functools import lru_cache, partial
 from pathlib import Path as File
 from typing import Any
 
+import bench_overload
 import numpy as np
+from scheduler_graphs import GRAPHS, TOKEN_BUDGET, costs, crag, plan
 
-from patchwork_scheduler.admission import Admission, Admit, Decision, Refuse
-from patchwork_scheduler.cost import BatchCost, TokenCost
+from patchwork_scheduler.admission import Admission
+from patchwork_scheduler.cost import TokenCost
 from patchwork_scheduler.estimate import Ahead
 from patchwork_scheduler.model import Call, SloClass
 from patchwork_scheduler.policies import policy_by_name
 from patchwork_scheduler.queue import CallQueue
 from patchwork_scheduler.results import Results
 from patchwork_scheduler.router import Router
-from patchwork_scheduler.simulate import ComponentPlan, Setup, closed_loop, simulate, unloaded_s
+from patchwork_scheduler.simulate import SETUPS, closed_loop, simulate, unloaded, unloaded_s
 from patchwork_scheduler.workbound import WorkBound
-from patchwork_scheduler.workload import END, Path, Site, Step, Way, Workload, at_rate, poisson, trace_times
+from patchwork_scheduler.workload import at_rate, poisson, trace_times
 
-#: Not in the profiles: one pgvector query on one connection, and a web search. Stated, not measured on that machine.
-SEARCH_S, WEB_S = 0.0012, 0.3
-FIFO = Setup("fifo", "open", bounded=False, engine_priority=False)
-SETUPS = {
-    "fifo": FIFO,
-    "edf": Setup("edf", "open", bounded=False),
-    "paper": Setup("paper", "hold", bounded=False, engine_priority=False),
-    "least_slack, open door": Setup(admission="open"),
-    "least_slack": Setup(),
-    "central (bound)": Setup(central=True),
+LOADS = (0.5, 0.75, 1.0, 1.5, 2.0, 3.0)
+TRACES = {
+    "azure_code": "azure-llm-2023/AzureLLMInferenceTrace_code.csv",
+    "azure_conv": "azure-llm-2023/AzureLLMInferenceTrace_conv.csv",
+    "ragpulse": "ragpulse/0_trace.jsonl",
 }
-LOADS = (0.5, 0.8, 0.9, 1.0, 1.2, 1.6, 2.0, 3.0)
-
-
-# -- graphs ------------------------------------------------------------------------------------------------------------
-
-
-def crag() -> Workload:
-    """Embed, search, four graders; for 30 % a rewrite and a web search; answer. Five components, 7.6 calls a request."""
-    return Workload(
-        "embed",
-        [
-            Site("embed", "embedder", ways=(Way("search", 1.0),)),
-            Site("search", "retriever", ways=(Way("grade", 1.0),)),
-            Site("grade", "small", fan=4, prompt_tokens=600, output_tokens=4, ways=(Way("rewrite", 0.3), Way("answer", 0.7))),
-            Site("rewrite", "small", prompt_tokens=120, output_tokens=32, output_spread=0.3, ways=(Way("web", 1.0),)),
-            Site("web", "web", ways=(Way("answer", 1.0),)),
-            Site("answer", "large", prompt_tokens=1500, output_tokens=128, output_spread=0.3),
-        ],
-    )  # fmt: skip
-
-
-def ircot() -> Workload:
-    """A step of thought and a retrieval by turns, up to five times; then the answer."""
-    return Workload(
-        "embed",
-        [
-            Site("embed", "embedder", ways=(Way("search", 1.0),)),
-            Site("search", "retriever", ways=(Way("rerank", 1.0),)),
-            Site("rerank", "reranker", size=16, ways=(Way("think", 1.0),)),
-            Site("think", "small", prompt_tokens=900, output_tokens=40, output_spread=0.4, max_visits=5,
-                 ways=(Way("answer", 0.4), Way("embed", 0.6))),
-            Site("answer", "large", prompt_tokens=1800, output_tokens=80, output_spread=0.3),
-        ],
-    )  # fmt: skip
-
-
-def costs(profiles: File) -> dict[str, BatchCost | TokenCost]:
-    encoders = load(profiles / "encoders.json")["rows"]
-    return {
-        "embedder": BatchCost.fit(encoders["embedder-minilm-l6"], n_in=16),
-        "reranker": BatchCost.fit(encoders["reranker-bge-base"], n_in=256),
-        "retriever": BatchCost((1.0, 2.0), (SEARCH_S, 2 * SEARCH_S)),
-        "web": BatchCost.constant(WEB_S),
-        "small": TokenCost.fit(load(profiles / "llama-3.2-3b.json")["rows"]),
-        "large": TokenCost.fit(load(profiles / "llama-3.1-8b.json")["rows"]),
-    }
-
-
-def plan() -> dict[str, ComponentPlan]:
-    """For about 50 requests a second."""
-    return {
-        "embedder": ComponentPlan(1, max_batch=64), "reranker": ComponentPlan(2, max_batch=64), "retriever": ComponentPlan(1, max_batch=8),
-        "web": ComponentPlan(24, max_batch=1), "small": ComponentPlan(2), "large": ComponentPlan(4),
-    }  # fmt: skip
+ARRIVALS = ("poisson", *TRACES)
+#: Requests of a run at capacity; as many more at higher loads, so that all last about as long.
+REQUESTS = 2500
+SLO_TIMES = 2.0
+#: Where first come first served attains this, ours is asked for more.
+FIFO_ATTAINS = 0.70
 
 
 # -- policies by load --------------------------------------------------------------------------------------------------
 
 
-def policies(args: argparse.Namespace) -> None:
-    workload, kinds, planned = (crag() if args.graph == "crag" else ircot()), costs(args.profiles), plan()
+@dataclass(frozen=True)
+class Case:
+    """A graph with its capacity and promise."""
+
+    graph: str
+    profiles: File
+    token_budget: int
+    capacity: float
+    slo: SloClass
+
+    def run(self, policy: str, times: tuple[float, ...]) -> Results:
+        kinds, planned = costs(self.profiles), plan(self.token_budget)
+        return simulate(GRAPHS[self.graph](), planned, kinds, times, self.slo, setup=SETUPS[policy], seed=3)
+
+
+def case(graph: str, profiles: File, token_budget: int) -> tuple[Case, dict[str, Any]]:
+    workload, kinds, planned = GRAPHS[graph](), costs(profiles), plan(token_budget)
     closed = closed_loop(workload, planned, kinds, in_flight=250, span_s=60.0)
-    capacity = closed.offered / closed.end
-    slo = SloClass("slo", args.slo_times * unloaded_s(workload, planned, kinds))
-    print(
-        f"{args.graph}, {args.arrivals}: capacity {capacity:.1f}/s (closed loop), SLO {slo.deadline_s:.2f} s, {args.requests} requests"
-    )
-    print("load | policy | attained % | missed of accepted % | refused % | goodput/s | p50 p95 p99 | ttft p50")
-    for load_times in args.loads:
-        rate = capacity * load_times
-        for name in args.policies or SETUPS:
-            found = simulate(
-                workload, planned, kinds, arrivals(args.arrivals, rate), slo, setup=SETUPS[name], requests=args.requests, seed=3
-            )  # fmt: skip
-            span = last_arrival(args.arrivals, rate, args.requests)
-            print(f"{load_times} | {name} | {row(found, span)}", flush=True)
+    slo = SloClass("slo", SLO_TIMES * unloaded_s(workload, planned, kinds))
+    alone = unloaded(workload, planned, kinds, slo, requests=2000)
+    found = Case(graph, profiles, token_budget, closed.offered / closed.end, slo)
+    return found, {
+        "capacity_per_s": found.capacity, "slo_s": slo.deadline_s, "token_budget": token_budget,
+        "unloaded": {"mean_s": alone.mean_s, "p98_s": alone.percentile(98), "missed_share": alone.missed_share},
+    }  # fmt: skip
 
 
-def arrivals(kind: str, rate: float) -> Iterator[float]:
+@lru_cache
+def recorded(path: File) -> list[float]:
+    try:
+        with path.open() as lines:
+            return trace_times(lines)
+    except OSError as error:
+        print(f"error: trace {path} cannot be read ({type(error).__name__}); see --help", file=sys.stderr)
+        raise SystemExit(2) from None
+
+
+def arrivals(kind: str, traces: File, rate: float, requests: int) -> tuple[float, ...]:
     if kind == "poisson":
-        return poisson(rate, seed=11)
-    with File(kind).open() as lines:
-        return at_rate(trace_times(lines), rate)
+        return tuple(itertools.islice(poisson(rate, seed=11), requests))
+    # a stretch of the trace has a rate of its own: it is brought to the one asked for as it stands
+    part = recorded(traces / TRACES[kind])[:requests]
+    return tuple(itertools.islice(at_rate(part, rate), requests))
 
 
-def last_arrival(kind: str, rate: float, requests: int) -> float:
-    return next(itertools.islice(arrivals(kind, rate), requests - 1, None))
+def at_load(one: Case, kind: str, traces: File, policy: str, load: float) -> dict[str, Any]:
+    requests = round(REQUESTS * max(load, 1.0))
+    results = one.run(policy, arrivals(kind, traces, one.capacity * load, requests))
+    row = {"graph": one.graph, "arrivals": kind, "load": load, "policy": policy, **results.to_json()}
+    del row["components"], row["retry_after_s"]
+    row["busy"] = {name: round(use.busy_share, 3) for name, use in results.components.items()}
+    row["calibration"] = [
+        {"site": state.site, "loop": state.loop, "count": c.count, "predicted_over_actual": c.bias, "mean_error_s": c.mean_error_s}
+        for state, c in results.calibration.items()
+    ]  # fmt: skip
+    if policy != "least_slack":
+        del row["calibration"]
+    return row
 
 
-def row(found: Results, span_s: float) -> str:
-    ttft = float(np.median(found.ttft)) if found.ttft else math.nan
+def where_fifo_attains(one: Case, kind: str, traces: File) -> float:
+    """The load at which first come first served attains FIFO_ATTAINS, by bisection."""
+    low, high = 0.05, 1.5
+    for _ in range(7):
+        middle = (low + high) / 2
+        if at_load(one, kind, traces, "fifo", middle)["attained_share"] > FIFO_ATTAINS:
+            low = middle
+        else:
+            high = middle
+    return (low + high) / 2
+
+
+def one_kind(one: Case, kind: str, traces: File, loads: tuple[float, ...]) -> list[dict[str, Any]]:
+    load = round(where_fifo_attains(one, kind, traces), 4)
+    rows = [at_load(one, kind, traces, policy, at) for at in (*loads, load) for policy in SETUPS]
+    print(f"{one.graph} {kind}: fifo attains {FIFO_ATTAINS:.0%} at {load} x capacity", file=sys.stderr, flush=True)
+    return rows
+
+
+def policies(args: argparse.Namespace) -> dict[str, Any]:
+    cases = {graph: case(graph, args.profiles, args.token_budget) for graph in args.graphs}
+    jobs = [(one, kind) for one, _ in cases.values() for kind in args.arrivals]
+    with ProcessPoolExecutor(args.processes) as pool:
+        parts = pool.map(partial(_job, traces=args.traces, loads=tuple(args.loads)), jobs)
+        rows = [row for part in parts for row in part]
+    for row in rows:
+        print(line(row))
+    graphs = {graph: facts for graph, (_, facts) in cases.items()}
+    return joined(earlier(args.output, args.part), {"graphs": graphs, "rows": rows})
+
+
+def joined(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
+    """Rows of graphs and arrivals that were not run again are kept."""
+    again = {(row["graph"], row["arrivals"]) for row in new["rows"]}
+    rows = [row for row in old.get("rows", []) if (row["graph"], row["arrivals"]) not in again] + new["rows"]
+    return {"graphs": {**old.get("graphs", {}), **new["graphs"]}, "targets": targets(rows), "rows": rows}
+
+
+def _job(job: tuple[Case, str], *, traces: File, loads: tuple[float, ...]) -> list[dict[str, Any]]:
+    return one_kind(*job, traces, loads)
+
+
+def line(row: Mapping[str, Any]) -> str:
+    latency = row["latency_s"]
+    first = row["ttft_s"]["p50"] if row["ttft_s"] else float("nan")
     return (
-        f"{100 * found.attained_share:.1f} | {100 * found.missed_share:.1f} | {100 * found.refused / found.offered:.1f}"
-        f" | {found.goodput(span_s):.1f} | {found.percentile(50):.2f} {found.percentile(95):.2f} {found.percentile(99):.2f} | {ttft:.2f}"
+        f"{row['graph']} {row['arrivals']} {row['load']} {row['policy']}: attained {row['attained_share']:.1%}, missed of accepted"
+        f" {row['missed_share_of_accepted']:.1%}, refused {row['refused'] / row['offered']:.1%}, {row['goodput_per_s']:.1f}/s,"
+        f" {latency['p50']:.2f} {latency['p95']:.2f} {latency['p99']:.2f} s, first token {first:.2f} s"
     )
 
 
-# -- the load measured on one engine -----------------------------------------------------------------------------------
-
-
-class CrudeAdmission(Admission):
-    """What the measurement did: refuse while in flight / capacity is above 0.9 of the SLO."""
-
-    capacity = 1.0
-
-    def decide(self, slo: SloClass, ahead: Ahead, now: float, deadline: float, **_: Any) -> Decision:
-        waiting = len(self) / self.capacity
-        return Refuse(waiting, waiting) if waiting > 0.9 * slo.deadline_s else Admit(waiting)
-
-
-GRADE = Site("grade", "llm", fan=4, prompt_tokens=600, output_tokens=4, ways=(Way("rewrite", 0.3), Way("answer", 0.7)))
-REWRITE = Site("rewrite", "llm", prompt_tokens=120, output_tokens=32, ways=(Way("again", 1.0),))
-AGAIN = replace(GRADE, id="again", ways=(Way("answer", 1.0),))
-ANSWER = Site("answer", "llm", prompt_tokens=1500, output_tokens=128, ways=(Way(END, 1.0),))
-MEASURED = Workload("grade", [GRADE, REWRITE, AGAIN, ANSWER])
-SPAN_S = 22.0
-
-
-def measured_path(loop: bool) -> Path:
-    sites = [GRADE, REWRITE, AGAIN, ANSWER] if loop else [GRADE, ANSWER]
-    return tuple(Step(site, 0, site.output_tokens) for site in sites)
-
-
-def measured_arrivals(rate: float, span_s: float = SPAN_S) -> list[tuple[float, bool]]:
-    """The arrivals of the measurement: same seed, same draws in the same order."""
-    rng, at, out = random.Random(7), 0.0, []
-    while at < span_s:
-        out.append((at, rng.random() < 0.3))
-        at += rng.expovariate(rate)
-    return out
-
-
-def one_engine(
-    cost: TokenCost, planned: ComponentPlan, offered: list[tuple[float, bool]], slo_s: float, setup: Setup, door: Admission | None = None
-) -> Results:  # fmt: skip
-    loops = iter(offered)
-    return simulate(
-        MEASURED, {"llm": planned}, {"llm": cost}, [at for at, _ in offered], SloClass("slo", slo_s), setup=setup,
-        paths=lambda _: measured_path(next(loops)[1]), door=door,
-    )  # fmt: skip
-
-
-def calibrated(cost: TokenCost, planned: ComponentPlan, unloaded: float, capacity: float) -> TokenCost:
-    """The engine of the profile behind the host process of the measurement.
-
-    Its two overheads per step are found from two numbers that are not compared afterwards: unloaded latency, closed-loop capacity.
-    """
-    every, prefill = 0.0, 0.0
-    for _ in range(10):
-        closed = closed_loop(
-            MEASURED, {"llm": planned}, {"llm": cost.with_overhead(every, prefill)}, in_flight=64, span_s=15.0
-        )
-        prefill = max(0.0, prefill + 0.02 * (closed.offered / closed.end / capacity - 1.0))
-        alone = [(100.0 * i, i % 10 < 3) for i in range(8)]
-        found = one_engine(cost.with_overhead(every, prefill), planned, alone, 1e6, FIFO).mean_s
-        every = max(0.0, every + (unloaded - found) / 150)
-    return cost.with_overhead(every, prefill)
-
-
-def overload(args: argparse.Namespace) -> None:
-    measured = load(args.profiles / "overload_crag.json")
-    profile = TokenCost.fit(load(args.profiles / "llama-3.2-3b.json")["rows"])
-    shares = {(one["load"], one["policy"]): one for one in measured["rows"]}
-    slo_s = 4 * measured["unloaded"]
-    for budget in args.token_budgets:
-        planned = ComponentPlan(1, max_sequences=256, token_budget=budget)
-        cost = calibrated(profile, planned, measured["unloaded"], measured["capacity"] * args.capacity_scale)
-        print(
-            f"token budget {budget}: overhead per step {cost.overhead_s * 1e3:.2f} ms, {cost.prefill_overhead_s * 1e3:.2f} more to prefill"
-        )
-        print(
-            "load | policy | offered | attained % simulated / measured | difference | missed of accepted % | goodput/s "
-        )
-        for times in (0.8, 1.1, 1.6):
-            offered = measured_arrivals(measured["capacity"] * times)
-            for name, setup in (
-                ("fcfs", FIFO),
-                ("edf", SETUPS["edf"]),
-                ("edf+admit", SETUPS["edf"]),
-                ("ours", Setup()),
-            ):
-                door = None
-                if name == "edf+admit":
-                    door = CrudeAdmission([SloClass("slo", slo_s)], {"llm": 1.0})
-                    door.capacity = measured["capacity"]
-                found = one_engine(cost, planned, offered, slo_s, setup, door)
-                print(f"{times} | {name} | {compared(found, shares.get((times, name)))}", flush=True)
-        for times in (0.8, 1.1, 1.6):
-            offered = measured_arrivals(measured["capacity"] * times, span_s=300.0)
-            found = one_engine(cost, planned, offered, slo_s, Setup())
-            print(f"{times} | ours, 300 s instead of 22 | {row(found, 300.0)}", flush=True)
-
-
-def compared(found: Results, real: dict[str, Any] | None) -> str:
-    share, goodput = 100 * found.attained_share, found.attained / SPAN_S
-    p50, p99 = found.percentile(50), found.percentile(99)
-    if real is None:
-        return f"{found.offered} | {share:.0f} / - | | {100 * found.missed_share:.1f} | {goodput:.1f} | {p50:.2f} | {p99:.2f}"
-    there = 100 * real["attained_share"]
-    return (
-        f"{found.offered} | {share:.0f} / {there:.0f} | {share - there:+.0f} | {100 * found.missed_share:.1f} | {goodput:.1f}"
-        f" | {p50:.2f} / {real['p50']:.2f} | {p99:.2f} / {real['p99']:.2f}"
-    )
+def targets(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Per graph and arrivals, what was asked of least_slack."""
+    found = []
+    for graph, kind in dict.fromkeys((row["graph"], row["arrivals"]) for row in rows):
+        mine = [row for row in rows if (row["graph"], row["arrivals"]) == (graph, kind)]
+        by = {(row["policy"], row["load"]): row for row in mine}
+        loads = sorted({row["load"] for row in mine})
+        odd = next(load for load in loads if load not in LOADS)
+        ours = [by["least_slack", load] for load in loads]
+        best = max(row["goodput_per_s"] for row in ours)
+        behind = [by["ideal", load]["attained_share"] - by["least_slack", load]["attained_share"] for load in loads]
+        found.append({
+            "graph": graph, "arrivals": kind, "fifo_70_load": odd,
+            "worst_missed_share_of_accepted": max(row["missed_share_of_accepted"] for row in ours),
+            "goodput_at_3_of_best": by["least_slack", 3.0]["goodput_per_s"] / best if 3.0 in loads else None,
+            "attained_where_fifo_attains_70": by["least_slack", odd]["attained_share"],
+            "fifo_there": by["fifo", odd]["attained_share"],
+            "ideal_there": by["ideal", odd]["attained_share"],
+            "worst_behind_ideal": max(behind),
+        })  # fmt: skip
+    return found
 
 
 # -- what a decision costs ---------------------------------------------------------------------------------------------
 
 
-def decisions(args: argparse.Namespace) -> None:
+def decisions(args: argparse.Namespace) -> dict[str, Any]:
     """Push, pop, route and admit with 1,000 calls queued, eight replicas and 1,000 requests accepted."""
     slo = SloClass("slo", 5.0)
     ahead = Ahead(0.5, 0.6, 0.7, {"embedder": 0.001, "retriever": 0.002, "small": 0.1, "large": 0.2})
@@ -286,8 +229,15 @@ def decisions(args: argparse.Namespace) -> None:
         began = time.thread_time()
         bound.has_room(head, now)
         room.append(time.thread_time() - began)
-    print("admit + route + push + pop + reply, microseconds:", percentiles(spent))
-    print("room in an engine of 100 sequences, microseconds:", percentiles(room))
+    found = {"admit_route_push_pop_reply_us": percentiles(spent), "room_in_engine_of_100_us": percentiles(room)}
+    print(json.dumps(found))
+    return {
+        **found,
+        "queued_calls": 1000,
+        "replicas": 8,
+        "accepted_requests": 1000,
+        "clock": "processor time of the thread",
+    }
 
 
 def made(name: str, now: float, rng: random.Random) -> Call:
@@ -298,41 +248,84 @@ def percentiles(seconds: list[float]) -> dict[str, float]:
     return {f"p{q}": round(1e6 * float(np.percentile(seconds, q)), 1) for q in (50, 90, 99, 99.9)}
 
 
-def speed(args: argparse.Namespace) -> None:
+def speed(args: argparse.Namespace) -> dict[str, Any]:
     """100,000 requests through the CRAG graph (five components and the web)."""
-    kinds = costs(args.profiles)
-    slo = SloClass("slo", 2 * unloaded_s(crag(), plan(), kinds))
-    for name, rate in (("least_slack", 30.0), ("least_slack", 60.0), ("fifo", 30.0)):
+    kinds, planned = costs(args.profiles), plan(args.token_budget)
+    slo = SloClass("slo", SLO_TIMES * unloaded_s(crag(), planned, kinds))
+    found = {}
+    for name, rate in (("least_slack", 30.0), ("fifo", 30.0)):
         began, wall = time.process_time(), time.perf_counter()
-        found = simulate(crag(), plan(), kinds, poisson(rate, 1), slo, setup=SETUPS[name], requests=args.requests)
-        print(
-            f"{name} at {rate}/s: {found.offered} requests, {time.process_time() - began:.1f} s of processor,"
-            f" {time.perf_counter() - wall:.1f} s of wall, {100 * found.attained_share:.1f} % attained"
-        )
+        results = simulate(crag(), planned, kinds, poisson(rate, 1), slo, setup=SETUPS[name], requests=args.requests)
+        found[name] = {
+            "requests": results.offered, "rate_per_s": rate, "processor_s": time.process_time() - began,
+            "wall_s": time.perf_counter() - wall, "attained_share": results.attained_share,
+        }  # fmt: skip
+        print(name, json.dumps(found[name]))
+    return found
 
 
-def load(path: File) -> Any:
-    return json.loads(path.read_text())
+def plots(args: argparse.Namespace) -> None:
+    import scheduler_plots
+
+    scheduler_plots.draw(json.loads(args.output.read_text())["policies"], args.output.parent)
+
+
+PARTS: dict[str, Callable[[argparse.Namespace], dict[str, Any]]] = {
+    "decisions": decisions,
+    "speed": speed,
+    "policies": policies,
+    "overload": lambda args: bench_overload.overload(args.profiles, args.token_budgets),
+}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["decisions", "speed", "policies", "overload"])
+    parser.add_argument("what", choices=[*PARTS, "plots"])
     parser.add_argument("--profiles", type=File)
-    parser.add_argument("--graph", choices=["crag", "ircot"], default="crag")
-    parser.add_argument("--arrivals", default="poisson", help="poisson, or the file of a trace")
-    parser.add_argument("--requests", type=int, default=6000)
+    parser.add_argument("--traces", type=File)
+    parser.add_argument("-o", "--output", type=File)
+    parser.add_argument("--part", help="the part of the file that is written; default: what is run")
+    parser.add_argument("--graphs", nargs="+", choices=list(GRAPHS), default=list(GRAPHS))
+    parser.add_argument("--arrivals", nargs="+", choices=ARRIVALS, default=ARRIVALS)
     parser.add_argument("--loads", type=float, nargs="+", default=LOADS)
-    parser.add_argument("--policies", nargs="+", choices=list(SETUPS))
-    parser.add_argument("--slo-times", type=float, default=2.0)
-    parser.add_argument(
-        "--capacity-scale", type=float, default=1.0, help="overload: of the capacity measured, as a sensitivity"
-    )
-    parser.add_argument("--token-budgets", type=int, nargs="+", default=[2048, 8192])
+    parser.add_argument("--token-budget", type=int, default=TOKEN_BUDGET, help="of the engines, per step")
+    parser.add_argument("--token-budgets", type=int, nargs="+", default=[2048, 8192], help="overload: those to try")
+    parser.add_argument("--requests", type=int, default=100_000, help="speed: how many")
+    parser.add_argument("--processes", type=int, default=1)
     args = parser.parse_args()
-    if args.what != "decisions" and args.profiles is None:
-        parser.error("--profiles is needed")
-    {"decisions": decisions, "speed": speed, "policies": policies, "overload": overload}[args.what](args)
+    args.part = args.part or args.what
+    if args.what in ("speed", "policies", "overload") and args.profiles is None:
+        parser.error("--profiles is needed: a folder with rows measured on a GPU")
+    if args.what == "policies" and args.traces is None and set(args.arrivals) & set(TRACES):
+        parser.error("--traces is needed for arrivals other than poisson")
+    if args.what == "plots":
+        if args.output is None:
+            parser.error("-o is needed: the file to draw")
+        plots(args)
+        return
+    found = PARTS[args.what](args)
+    if args.output is not None:
+        keep(args.output, args.part, found)
+
+
+def earlier(path: File | None, part: str) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(path.read_text()).get(part, {}) if path is not None and path.exists() else {}
+    return found
+
+
+def keep(path: File, part: str, found: dict[str, Any]) -> None:
+    """Replace one part of the file."""
+    whole = json.loads(path.read_text()) if path.exists() else {}
+    whole[part] = found
+    path.write_text(json.dumps(rounded(whole), indent=1) + "\n")
+
+
+def rounded(value: Any) -> Any:
+    if isinstance(value, float):
+        return float(f"{value:.5g}")
+    if isinstance(value, dict):
+        return {key: rounded(one) for key, one in value.items()}
+    return [rounded(one) for one in value] if isinstance(value, list) else value
 
 
 if __name__ == "__main__":

@@ -113,6 +113,40 @@ def test_a_request_that_was_cancelled_or_had_time_to_spare_teaches_nothing() -> 
     assert admission.margin == 1.0
 
 
+def test_a_request_is_stretched_only_as_far_as_the_rare_long_one_bears() -> None:
+    rare = Ahead(0.5, 1.6, 0.5, {"llm": 0.5})  # half a second, but 1.6 for one in fifty
+    assert isinstance(door().decide(FAST, rare, 0.0, 2.0), Admit)
+    admission = door()
+    fill(admission, 1)  # 0.5 s of delay doubles the time: 3.2 s for the rare one
+    assert isinstance(admission.decide(FAST, rare, 0.0, 2.0), Refuse)
+    assert isinstance(admission.decide(FAST, ahead(), 0.0, 2.0), Admit)  # one second, rare or not
+    assert isinstance(
+        door().decide(FAST, Ahead(0.5, 2.5, 0.5, {"llm": 0.5}), 0.0, 2.0), Admit
+    )  # late even alone: no reason
+
+
+def test_delays_that_prove_smaller_than_the_work_of_others_are_predicted_smaller() -> None:
+    admission = door()
+    for i in range(200):
+        admission.accepted(f"r{i}", FAST, ahead(), i + 2.0, float(i), 0.5 + 1.0 * admission.ratio)
+        admission.finished(f"r{i}", i + 1.0)  # half a second of delay, of the second predicted
+        admission.check_invariants()
+    assert admission.ratio == pytest.approx(0.52, abs=0.04)
+    fill(admission, 4)
+    decision = admission.decide(FAST, ahead(), 0.0, 2.0)
+    assert isinstance(decision, Admit)
+    assert decision.predicted_s == pytest.approx(0.5 + 2.0 * admission.ratio)
+
+
+def test_how_late_a_late_request_was_does_not_count() -> None:
+    admission, hopeless = door(), door()
+    for i in range(50):
+        for one, end in ((admission, 2.1), (hopeless, 60.0)):
+            one.accepted(f"r{i}", FAST, ahead(), i + 2.0, float(i), 1.5)
+            one.finished(f"r{i}", i + end)
+    assert admission.ratio == pytest.approx(hopeless.ratio)
+
+
 def test_the_papers_door_is_shut_while_a_request_is_at_risk() -> None:
     admission = door(mode="hold")
     fill(admission, 100)
