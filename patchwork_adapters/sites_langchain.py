@@ -10,6 +10,7 @@ the entry points of models and retrievers note theirs, and the deeper of the two
 from __future__ import annotations
 
 import functools
+import importlib
 import sys
 from collections.abc import AsyncIterator, Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import aclosing, closing
@@ -19,7 +20,7 @@ from types import ModuleType
 from typing import Any
 from uuid import UUID
 
-from patchwork_adapters.import_hooks import Undo, when_imported
+from patchwork_adapters.import_hooks import Undo
 from patchwork_adapters.sites import LINES, Use, lines_above, note_fault, part, remember
 
 _PREFIXES = (
@@ -31,8 +32,10 @@ _GIVEN: ContextVar[Any] = ContextVar("patchwork_given_manager", default=None)
 
 
 def install(use: Use) -> Undo:
-    """Follow runs from the time that LangChain is imported; ``use`` is given the tracker."""
-    return when_imported("langchain_core.language_models.chat_models", lambda module: _install(module, use))
+    """Follow runs, when LangChain is here; ``use`` is given the tracker. A chain that is loaded has imported what it runs on."""
+    if "langchain_core.runnables.base" not in sys.modules:
+        return lambda: None
+    return _install(importlib.import_module("langchain_core.language_models.chat_models"), use)
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,10 +6,11 @@ for the one request adds its class to the place of its parent. A leaf's own span
 
 from __future__ import annotations
 
+import sys
 from types import ModuleType
 from typing import Any
 
-from patchwork_adapters.import_hooks import Undo, when_imported
+from patchwork_adapters.import_hooks import Undo
 from patchwork_adapters.parts import names_of
 from patchwork_adapters.sites import Use, note_fault, part, place_of, remember
 
@@ -22,8 +23,9 @@ _MADE = frozenset({
 
 
 def install(use: Use) -> Undo:
-    """Follow spans from the time that LlamaIndex's instrumentation is imported; ``use`` is given the tracker."""
-    return when_imported("llama_index_instrumentation", lambda module: _install(module, use))
+    """Follow spans, when LlamaIndex is here; ``use`` is given the tracker."""
+    module = sys.modules.get("llama_index_instrumentation")
+    return _install(module, use) if module is not None else lambda: None
 
 
 class SpanPlaces:

@@ -27,6 +27,7 @@ from patchwork_adapters.checking.watch import Seen, Watch
 from patchwork_adapters.context import RequestContext, request_context
 from patchwork_adapters.parts import is_user_module
 from patchwork_adapters.placement import Placed, Placement, Stay, place
+from patchwork_adapters.raw_openai import RAW
 from patchwork_adapters.swap import methods_of, swap
 from patchwork_adapters.target import LoadedTarget, load_target, parse_target
 from patchwork_adapters.walk import Leaf, Walk, find_leaves
@@ -57,6 +58,10 @@ def placement_of(leaf: Leaf) -> Placement | Stay:
     """Everything that can run elsewhere does: stores as their export, all else as the user's object."""
     if leaf.spec.export is not None and leaf.spec.engine_methods is not None:
         return Placement("engine", leaf.spec.engine or "")
+    if leaf.spec.framework == RAW:
+        return Stay(
+            "a raw openai client: its requests go to its own server during a check, and to a component when deployed"
+        )
     if not leaf.spec.cut(type(leaf.obj)):
         return Stay(f"{leaf.cls} defines none of the methods that are called from outside")
     return Placement("own", "own", leaf.spec.facts(leaf.obj).model)
