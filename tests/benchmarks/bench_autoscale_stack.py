@@ -121,6 +121,7 @@ def main() -> None:
         "slo_s": SLO_S,
         "call_s": CALL_S,
         "low_per_s": LOW,
+        "ray_serve_settings": QUICK if options.quick else {},
         "seconds": [options.low, options.high, options.low],
         "versions": {"ray": version("ray")},
         "cores": os.cpu_count(),
