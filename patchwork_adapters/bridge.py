@@ -16,9 +16,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
+import functools
 import queue
 import threading
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from concurrent.futures import CancelledError as ThreadCancelled
 from concurrent.futures import Future
@@ -44,6 +46,8 @@ class Bridge:
         self._thread: threading.Thread | None = None
         self._closed = False
         self._inflight: dict[str, set[Future[Any]]] = {}
+        #: thread -> synchronous calls on a loop there that has no portal; each stopped every task of that loop
+        self.blocking: Counter[int] = Counter()
 
     # ---- whole replies
 
@@ -59,7 +63,7 @@ class Bridge:
 
     def do(self, call: LeafCall, work: Callable[[], Coroutine[Any, Any, T]]) -> T:
         """Run ``work()`` on the I/O loop on behalf of a call and wait for it."""
-        if _on_loop_with_portal():
+        if self._can_yield():
             result: T = _portal_await(self.ado(call, work))
             return result
         future = self._submit(call, work())
@@ -85,7 +89,7 @@ class Bridge:
 
     def stream(self, call: LeafCall, timeout_s: float | None = None) -> Iterator[bytes]:
         """The reply's frames; closing the iterator cancels the work. ``timeout_s`` bounds the wait for each frame."""
-        if _on_loop_with_portal():
+        if self._can_yield():
             return self._stream_by_portal(call, timeout_s)
         return self._stream_by_thread(call, timeout_s)
 
@@ -165,6 +169,8 @@ class Bridge:
     # ---- on the I/O loop
 
     async def _reply(self, call: LeafCall, timeout_s: float | None) -> bytes:
+        if timeout_s is None and (call.request is None or call.request.deadline is None):
+            return await self._transport.call(call)
         async with until_deadline(call, timeout_s):
             return await self._transport.call(call)
 
@@ -185,6 +191,15 @@ class Bridge:
             put((None, end))
 
     # ---- to the I/O loop
+
+    def _can_yield(self) -> bool:
+        """Whether the waiter is synchronous code on a loop whose other tasks can run meanwhile; those that cannot are counted."""
+        if not _is_on_loop():
+            return False
+        if greenback.has_portal():
+            return True
+        self.blocking[threading.get_ident()] += 1
+        return False
 
     def _submit(self, call: LeafCall, work: Coroutine[Any, Any, T]) -> Future[T]:
         try:
@@ -231,7 +246,12 @@ def with_request(call: LeafCall) -> LeafCall:
 
 
 def install_portal(loop: asyncio.AbstractEventLoop) -> None:
-    """Give every task that ``loop`` creates from now on a portal, so that synchronous leaf calls on it do not stop the loop."""
+    """Give every task that ``loop`` creates from now on a portal, so that synchronous leaf calls on it do not stop the loop.
+
+    Code on it that waits for work in a thread (LlamaIndex's ``asyncio_run``, a synchronous ``RunnableParallel``) does not either: from
+    now on ``concurrent.futures.Future.result`` lets other tasks run, in tasks with a portal. Elsewhere it is what it was.
+    """
+    _let_results_yield()
 
     def factory(loop: asyncio.AbstractEventLoop, coro: Any, **options: Any) -> asyncio.Task[Any]:
         task = asyncio.Task(greenback.with_portal_run(lambda: coro), loop=loop, **options)
@@ -240,6 +260,35 @@ def install_portal(loop: asyncio.AbstractEventLoop) -> None:
         return task
 
     loop.set_task_factory(factory)
+
+
+def _let_results_yield() -> None:
+    blocking = Future.result
+    if hasattr(blocking, "__wrapped__"):
+        return
+
+    @functools.wraps(blocking)
+    def result(self: Future[Any], timeout: float | None = None) -> Any:
+        if not self.done() and _on_loop_with_portal():
+            with contextlib.suppress(TimeoutError):  # raised below, as the class that the caller expects
+                _portal_await(_ended(self, timeout))
+            timeout = 0 if timeout is not None else None
+        return blocking(self, timeout)
+
+    Future.result = result  # type: ignore[method-assign]
+
+
+async def _ended(future: Future[Any], timeout_s: float | None) -> None:
+    """Waits without taking the outcome; leaving early does not cancel the future, which the caller may not own."""
+    loop, ended = asyncio.get_running_loop(), asyncio.Event()
+
+    def tell(_: Future[Any]) -> None:
+        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits
+            loop.call_soon_threadsafe(ended.set)
+
+    future.add_done_callback(tell)
+    async with asyncio.timeout(timeout_s):
+        await ended.wait()
 
 
 def _run_loop(loop: asyncio.AbstractEventLoop) -> None:
@@ -309,11 +358,11 @@ def in_thread(work: Callable[[], T]) -> T:
 
 
 def _on_loop_with_portal() -> bool:
-    try:
-        asyncio.get_running_loop()
-    except RuntimeError:
-        return False
-    return greenback.has_portal()
+    return _is_on_loop() and greenback.has_portal()
+
+
+def _is_on_loop() -> bool:
+    return asyncio._get_running_loop() is not None  # the public one raises, which costs more than the call
 
 
 def _portal_await(awaitable: Any) -> Any:

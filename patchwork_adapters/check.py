@@ -7,10 +7,12 @@ text drops what a codec may have lost before.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
+from patchwork_adapters.checking.answers import Answers
 from patchwork_adapters.checking.cases import Case, case_of
 from patchwork_adapters.checking.compare import MAX_LINES, call_differences, differences, is_same, unmatched
 from patchwork_adapters.checking.process import LeafProcess
@@ -77,19 +79,26 @@ def check(
     process: LeafProcess | None = None,
     modes: Sequence[str] | None = None,
     timeout_s: float = TIMEOUT_S,
+    replay: bool = False,
 ) -> CheckResult:
     """Runs the target's chain in every mode that it has (or in ``modes``) on every input; must not be called from a running event loop.
 
-    ``inputs``: values or :class:`Case`. The module is imported three times here and once in the process that runs the leaves. Raises
-    TargetError when it cannot be.
+    ``inputs``: values or :class:`Case`. ``replay``: models and embeddings are asked once for each thing; every other run, on either
+    side, gets the same answer. Then a model whose answers vary can be compared, too. The module is imported three times here and once
+    in the process that runs the leaves. Raises TargetError when it cannot be.
     """
     cases = [value if isinstance(value, Case) else case_of(value) for value in inputs]
-    first = original_side(target, cases, timeout_s, modes)
-    second = original_side(target, cases, timeout_s, modes)
-    if process is not None:
-        return _result(target, first, second, swapped_side(target, cases, timeout_s, process.transport(target), modes))
-    with LeafProcess() as own:
-        return _result(target, first, second, swapped_side(target, cases, timeout_s, own.transport(target), modes))
+    answers = Answers() if replay else None
+    first = original_side(target, cases, timeout_s, modes, answers)
+    second = original_side(target, cases, timeout_s, modes, answers)
+    with contextlib.nullcontext(process) if process is not None else LeafProcess() as leaves:
+        swapped = swapped_side(target, cases, timeout_s, leaves.transport(target), modes, answers)
+    result = _result(target, first, second, swapped)
+    return result if answers is None else replace(result, notes=(*result.notes, _asked(answers)))
+
+
+def _asked(answers: Answers) -> str:
+    return f"models were asked {answers.num_asked} times; the rest was answered with what they had said"
 
 
 def _result(target: str, first: Side, second: Side, swapped: Side) -> CheckResult:

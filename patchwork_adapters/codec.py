@@ -7,21 +7,25 @@ only: pass ``allow_pickle=False`` for anything that comes from outside.
 
 from __future__ import annotations
 
+import contextlib
 import datetime as dt
 import enum
 import functools
 import importlib
+import io
 import pickle
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from decimal import Decimal
 from typing import Any
 from uuid import UUID
+from weakref import WeakKeyDictionary
 from zoneinfo import ZoneInfo
 
 import msgpack
 import numpy as np
 
-from patchwork_adapters.errors import CodecError
+from patchwork_adapters.errors import CodecError, NotExact
+from patchwork_adapters.exact import difference
 
 _TUPLE, _DICT, _SET, _FROZENSET, _BIGINT, _COMPLEX = 1, 2, 3, 4, 5, 6
 _DATETIME, _DATE, _TIME, _TIMEDELTA, _UUID, _DECIMAL, _BYTEARRAY = 10, 11, 12, 13, 14, 15, 16
@@ -29,6 +33,7 @@ _NDARRAY, _NPSCALAR = 20, 21
 _MODEL, _ENUM = 30, 31
 _PICKLE, _ERROR = 40, 41
 _OUTCOME_VALUE, _OUTCOME_ERROR = b"\x00", b"\x01"
+_strict = 0  #: blocks of :func:`strict` that run; for all threads, because calls are encoded in any
 
 #: Classes of these packages are rebuilt from their state; a class of the user's may do anything in ``__setstate__``, so it is pickled.
 _TRUSTED_MODELS = ("langchain_core.", "langchain_classic.", "langchain_community.", "langgraph.", "llama_index.core.")
@@ -36,16 +41,27 @@ _TRUSTED_MODELS = ("langchain_core.", "langchain_classic.", "langchain_community
 
 def encode(value: Any, *, allow_pickle: bool = True) -> bytes:
     """Raises CodecError for what cannot cross exactly; the message names the type, never the value."""
-    return _Encoder(allow_pickle).pack(value)
+    data = (_ENCODER if allow_pickle else _PLAIN_ENCODER).pack(value)
+    if _strict and (where := difference(value, decode(data, allow_pickle=allow_pickle))) is not None:
+        raise NotExact(f"a value of type {_name(type(value))} does not cross exactly: {where}")
+    return data
+
+
+@contextlib.contextmanager
+def strict() -> Iterator[None]:
+    """Each encoding in this process is decoded again and compared, for as long as the block runs: what is lost is NotExact."""
+    global _strict
+    _strict += 1
+    try:
+        yield
+    finally:
+        _strict -= 1
 
 
 def decode(data: bytes, *, allow_pickle: bool = True) -> Any:
     """Raises CodecError when the bytes are not ours or hold a pickle that is not allowed."""
     try:
-        return msgpack.unpackb(
-            data, ext_hook=_Decoder(allow_pickle).ext, strict_map_key=False, use_list=True, raw=False,
-            unicode_errors="surrogatepass",
-        )  # fmt: skip
+        return (_WITH_PICKLE if allow_pickle else _WITHOUT_PICKLE).unpack(data)
     except CodecError:
         raise
     except (ValueError, TypeError, KeyError, msgpack.UnpackException) as error:
@@ -55,7 +71,8 @@ def decode(data: bytes, *, allow_pickle: bool = True) -> Any:
 def encode_outcome(outcome: Any, *, allow_pickle: bool = True) -> bytes:
     """A value, or an exception instance that the other side shall raise."""
     if isinstance(outcome, BaseException):
-        return _OUTCOME_ERROR + encode(_error_state(outcome), allow_pickle=allow_pickle)
+        # never strict: a client's response in it comes without its stream, on purpose
+        return _OUTCOME_ERROR + (_ENCODER if allow_pickle else _PLAIN_ENCODER).pack(_error_state(outcome))
     return _OUTCOME_VALUE + encode(outcome, allow_pickle=allow_pickle)
 
 
@@ -85,17 +102,20 @@ class _Encoder:
         return packed
 
     def _plain(self, value: Any) -> Any:
-        """Values that msgpack would take but not give back as they were."""
-        if type(value) is dict:
-            if all(type(key) is str for key in value):
-                return {key: self._plain(item) for key, item in value.items()}
-            return msgpack.ExtType(_DICT, self.pack([[key, item] for key, item in value.items()]))
-        if type(value) is list:
-            return [self._plain(item) for item in value]
-        if type(value) is int and not -(2**63) <= value < 2**64:
-            return msgpack.ExtType(_BIGINT, str(value).encode())
-        if type(value) in _NATIVE:
+        """Values that msgpack would take but not give back as they were. Vectors and texts, which are long, pass whole."""
+        kind = type(value)
+        if kind in _NATIVE:
             return value
+        if kind is list:
+            return value if _NATIVE.issuperset(map(type, value)) else [self._plain(item) for item in value]
+        if kind is dict:
+            if not _ONLY_TEXT.issuperset(map(type, value)):
+                return msgpack.ExtType(_DICT, self.pack([[key, item] for key, item in value.items()]))
+            if _NATIVE.issuperset(map(type, value.values())):
+                return value
+            return {key: self._plain(item) for key, item in value.items()}
+        if kind is int:
+            return value if _MIN_INT <= value <= _MAX_INT else msgpack.ExtType(_BIGINT, str(value).encode())
         return self._ext(value)
 
     def _ext(self, value: Any) -> msgpack.ExtType:
@@ -103,6 +123,8 @@ class _Encoder:
         if known is not None:
             code, to_state = known
             return msgpack.ExtType(code, self.pack(to_state(value)))
+        if _is_trusted_model(type(value)):
+            return msgpack.ExtType(_MODEL, self.pack([*_path(type(value)), _model_state(value)]))
         if type(value) in (dt.datetime, dt.time):
             state = _time_state(value)
             code = _DATETIME if type(value) is dt.datetime else _TIME
@@ -113,8 +135,6 @@ class _Encoder:
             return self._array(_NPSCALAR, np.asarray(value))
         if isinstance(value, enum.Enum) and _is_trusted(type(value)):
             return msgpack.ExtType(_ENUM, self.pack([*_path(type(value)), value.name]))
-        if _is_trusted_model(type(value)):
-            return msgpack.ExtType(_MODEL, self.pack([*_path(type(value)), _model_state(value)]))
         return self._pickled(value)
 
     def _array(self, code: int, array: np.ndarray[Any, Any]) -> msgpack.ExtType:
@@ -127,11 +147,30 @@ class _Encoder:
         if not self._allow_pickle:
             raise CodecError(f"a value of type {_name(type(value))} cannot cross this boundary without pickle")
         try:
-            return msgpack.ExtType(_PICKLE, pickle.dumps(value, protocol=5))
+            return msgpack.ExtType(_PICKLE, _pickle(value))
         except Exception as error:  # pickling runs the value's own code: anything may come out
             raise CodecError(
                 f"a value of type {_name(type(value))} cannot be sent to another process ({type(error).__name__}: {error})"
             ) from error
+
+
+class _Pickler(pickle.Pickler):
+    """Pickles frameworks' models inside as their state: some of them run validators, or drop fields, when they are unpickled."""
+
+    def reducer_override(self, obj: Any) -> Any:
+        cls = type(obj)
+        if _is_trusted_model(cls) or _forgets(cls):
+            return _rebuild_as, (cls, _model_state(obj))
+        return NotImplemented
+
+
+def _pickle(value: Any) -> bytes:
+    data = io.BytesIO()
+    _Pickler(data, protocol=5).dump(value)
+    return data.getvalue()
+
+
+_ENCODER, _PLAIN_ENCODER = _Encoder(True), _Encoder(False)
 
 
 class _Decoder:
@@ -145,8 +184,13 @@ class _Decoder:
             return pickle.loads(data)
         if code == _BIGINT:
             return int(data)
-        state = decode(data, allow_pickle=self._allow_pickle)
-        return _FROM_STATE[code](state)
+        return _FROM_STATE[code](self.unpack(data))
+
+    def unpack(self, data: bytes) -> Any:
+        return msgpack.unpackb(data, ext_hook=self.ext, strict_map_key=False, unicode_errors="surrogatepass")
+
+
+_WITH_PICKLE, _WITHOUT_PICKLE = _Decoder(True), _Decoder(False)
 
 
 def _model_state(value: Any) -> list[Any]:
@@ -156,8 +200,12 @@ def _model_state(value: Any) -> list[Any]:
 
 
 def _rebuild_model(state: list[Any]) -> Any:
-    module, qualname, (fields, extra, fields_set, private) = state
-    cls = _resolve_trusted(module, qualname)
+    module, qualname, parts = state
+    return _rebuild_as(_resolve_trusted(module, qualname), parts)
+
+
+def _rebuild_as(cls: Any, state: list[Any]) -> Any:
+    fields, extra, fields_set, private = state
     value = cls.__new__(cls)
     for name, part in (
         ("__dict__", fields),
@@ -225,7 +273,7 @@ def _sendable(value: Any) -> Any:
     if type(value).__module__.startswith(("httpx", "httpx2")):
         value = _without_headers(value)
     try:
-        encode(value)
+        _ENCODER.pack(value)
     except CodecError:
         return f"<{_name(type(value))}>"
     return value
@@ -263,6 +311,7 @@ def _resolve(module: str, qualname: str) -> Any:
     return found
 
 
+@functools.lru_cache(maxsize=4096)
 def _resolve_trusted(module: str, qualname: str) -> Any:
     """Checked before anything is imported: the name may come from outside."""
     if not module.startswith(_TRUSTED_MODELS):
@@ -285,7 +334,16 @@ def _is_trusted(cls: type) -> bool:
 
 
 def _is_trusted_model(cls: type) -> bool:
-    return _is_trusted(cls) and "__pydantic_core_schema__" in cls.__dict__
+    known = _trusted_models.get(cls)
+    if known is None:
+        known = _trusted_models[cls] = _is_trusted(cls) and "__pydantic_core_schema__" in cls.__dict__
+    return known
+
+
+def _forgets(cls: type) -> bool:
+    """A user's subclass of a LlamaIndex component that pickles as those do: without what cannot be pickled, through the constructor."""
+    getter = getattr(cls, "__getstate__", None)
+    return getattr(getter, "__module__", None) == "llama_index.core.schema" and _is_importable(cls)
 
 
 def _time_state(value: dt.datetime | dt.time) -> list[Any] | None:
@@ -313,7 +371,10 @@ def _rebuild_time(parse: Callable[[str], Any]) -> Callable[[list[Any]], Any]:
     return rebuild
 
 
-_NATIVE = frozenset({type(None), bool, int, float, str, bytes})
+_trusted_models: WeakKeyDictionary[type, bool] = WeakKeyDictionary()
+_NATIVE = frozenset({type(None), bool, float, str, bytes})
+_ONLY_TEXT = frozenset({str})
+_MIN_INT, _MAX_INT = -(2**63), 2**64 - 1
 _BY_TYPE: dict[type, tuple[int, Callable[[Any], Any]]] = {
     tuple: (_TUPLE, list),
     set: (_SET, list),

@@ -7,7 +7,8 @@ AdapterError
 │   ├── MissingPackage
 │   ├── NoChainFound
 │   └── SeveralChainsFound
-├── CodecError                  a value cannot cross a process boundary exactly
+├── CodecError                  a value cannot cross a process boundary
+│   └── NotExact                it would cross, but not arrive as it was; found in strict mode only
 └── ComponentError              a leaf call could not be carried out by its component
     ├── ComponentUnavailable    no replica answered; retryable
     └── ComponentFailed         the replica answered with an error of its own
@@ -59,6 +60,10 @@ class SeveralChainsFound(TargetError):
 
 class CodecError(AdapterError):
     title = "a value cannot cross a process boundary"
+
+
+class NotExact(CodecError):
+    title = "a value does not cross a process boundary exactly"
 
 
 class ComponentError(AdapterError):

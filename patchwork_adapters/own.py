@@ -8,19 +8,23 @@ Here are both ends: the overrides that send a call away, and the runner that car
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import contextvars
 import copy
+import functools
 import inspect
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from typing import Any
 
 from patchwork_adapters import codec
+from patchwork_adapters.aliasing import METHODS, Aliased, Arguments
 from patchwork_adapters.binding import Binding, Bound
-from patchwork_adapters.errors import CodecError
+from patchwork_adapters.errors import CodecError, NotExact
 from patchwork_adapters.transport import LeafCall
 
 _CALLBACKS = ("langchain_core.callbacks.", "langchain_core.tracers.", "llama_index.core.callbacks.")
 _END = object()
+_STARTED = codec.encode_outcome(None)
 
 
 def own_methods(
@@ -49,38 +53,30 @@ def _call_of(
 
 def _plain(name: str) -> Callable[..., Any]:
     def call(leaf: Bound, *args: Any, **kwargs: Any) -> Any:
-        return codec.decode_outcome(leaf.binding.bridge.call(_call_of(leaf, name, args, kwargs)))
+        value = codec.decode_outcome(leaf.binding.bridge.call(_call_of(leaf, name, args, kwargs)))
+        return _arguments(args, kwargs).accept(value) if isinstance(value, Aliased) else value
 
     return call
 
 
 def _coroutine(name: str) -> Callable[..., Any]:
     async def call(leaf: Bound, *args: Any, **kwargs: Any) -> Any:
-        return codec.decode_outcome(await leaf.binding.bridge.acall(_call_of(leaf, name, args, kwargs)))
+        value = codec.decode_outcome(await leaf.binding.bridge.acall(_call_of(leaf, name, args, kwargs)))
+        return _arguments(args, kwargs).accept(value) if isinstance(value, Aliased) else value
 
     return call
 
 
-def _chunks(leaf: Bound, call: LeafCall) -> Iterator[Any]:
-    for frame in leaf.binding.bridge.stream(call):
-        yield codec.decode_outcome(frame)
-
-
-async def _achunks(leaf: Bound, call: LeafCall) -> AsyncIterator[Any]:
-    async for frame in leaf.binding.bridge.astream(call):
-        yield codec.decode_outcome(frame)
-
-
 def _generator(name: str) -> Callable[..., Any]:
     def call(leaf: Bound, *args: Any, **kwargs: Any) -> Iterator[Any]:
-        yield from _chunks(leaf, _call_of(leaf, name, args, kwargs, stream=True))
+        yield from _chunks(leaf.binding.bridge.stream(_call_of(leaf, name, args, kwargs, stream=True)))
 
     return call
 
 
 def _async_generator(name: str) -> Callable[..., Any]:
     async def call(leaf: Bound, *args: Any, **kwargs: Any) -> AsyncIterator[Any]:
-        async for chunk in _achunks(leaf, _call_of(leaf, name, args, kwargs, stream=True)):
+        async for chunk in _achunks(leaf.binding.bridge.astream(_call_of(leaf, name, args, kwargs, stream=True))):
             yield chunk
 
     return call
@@ -89,23 +85,47 @@ def _async_generator(name: str) -> Callable[..., Any]:
 def _plain_of_stream(name: str) -> Callable[..., Any]:
     # the call is made up at once: when the stream is read, the code that asked for it may have gone on elsewhere
     def call(leaf: Bound, *args: Any, **kwargs: Any) -> Any:
-        return _chunks(leaf, _call_of(leaf, name, args, kwargs, stream=True))
+        frames = leaf.binding.bridge.stream(_call_of(leaf, name, args, kwargs, stream=True))
+        codec.decode_outcome(next(frames))  # the method has run there: what it raised, it raises here and now
+        return _chunks(frames)
 
     return call
+
+
+def _chunks(frames: Iterator[bytes]) -> Iterator[Any]:
+    with contextlib.closing(frames):  # type: ignore[type-var]
+        for frame in frames:
+            yield codec.decode_outcome(frame)
 
 
 def _coroutine_of_stream(name: str) -> Callable[..., Any]:
     async def call(leaf: Bound, *args: Any, **kwargs: Any) -> Any:
-        return _achunks(leaf, _call_of(leaf, name, args, kwargs, stream=True))
+        frames = leaf.binding.bridge.astream(_call_of(leaf, name, args, kwargs, stream=True))
+        codec.decode_outcome(await anext(frames))
+        return _achunks(frames)
 
     return call
 
 
+async def _achunks(frames: AsyncIterator[bytes]) -> AsyncIterator[Any]:
+    async with contextlib.aclosing(frames):  # type: ignore[type-var]
+        async for frame in frames:
+            yield codec.decode_outcome(frame)
+
+
 def payload_of(leaf: Bound, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bytes:
     """Raises CodecError when an argument cannot travel."""
+    return codec.encode([_changed_fields(leaf.obj, leaf.binding), *_sent(args, kwargs)])
+
+
+def _sent(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[list[Any], dict[str, Any]]:
     sent = [None if _is_callback(value) else value for value in args]
-    named = {name: value for name, value in kwargs.items() if not _is_callback(value)}
-    return codec.encode([_changed_fields(leaf.obj, leaf.binding), sent, named])
+    return sent, {name: value for name, value in kwargs.items() if not _is_callback(value)}
+
+
+def _arguments(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Arguments:
+    """As the other side sees them, so that both count alike."""
+    return Arguments(*_sent(args, kwargs))
 
 
 def baseline_of(obj: Any) -> dict[str, Any]:
@@ -117,7 +137,16 @@ def _changed_fields(obj: Any, binding: Binding) -> dict[str, Any]:
     fields = getattr(obj, "__dict__", {})
     baseline = binding.baseline
     changed = {name: value for name, value in fields.items() if _differs(value, baseline.get(name, _END))}
-    return {name: value for name, value in changed.items() if _travels(name, value, baseline.get(name, _END))}
+    return {
+        name: value
+        for name, value in changed.items()
+        if not _is_cached(type(obj), name) and _travels(name, value, baseline.get(name, _END))
+    }
+
+
+def _is_cached(cls: type, name: str) -> bool:
+    """What a property keeps in the object once it was asked for; the replica's object makes its own."""
+    return isinstance(getattr(cls, name, None), functools.cached_property)
 
 
 def _differs(value: Any, before: Any) -> bool:
@@ -135,6 +164,8 @@ def _travels(name: str, value: Any, before: Any) -> bool:
         return False
     try:
         codec.encode(value)
+    except NotExact:
+        raise
     except CodecError:
         if type(value) is type(before):
             return False
@@ -156,21 +187,28 @@ class OwnLeafRunner:
         """The encoded outcome; the user's exceptions are in it, not raised."""
         try:
             function, args, kwargs = self._bind(method, payload)
+            given = (
+                Arguments(args, {n: v for n, v in kwargs.items() if not _is_callback(v)}) if method in METHODS else None
+            )
+            if given is not None:
+                given.remember()
             if inspect.iscoroutinefunction(function):
                 value = await function(*args, **kwargs)
             else:
                 value = await asyncio.to_thread(function, *args, **kwargs)
-            return codec.encode_outcome(value)
+            return codec.encode_outcome(value if given is None else given.outcome(value))
         except Exception as error:  # noqa: BLE001  it is the user's: it travels and is raised where the leaf was called
             return codec.encode_outcome(error)
 
     async def stream(self, method: str, payload: bytes) -> AsyncIterator[bytes]:
-        """The encoded chunks; an exception is the last one."""
+        """The encoded chunks; an exception is the last one. Before those of a method that is no generator: None, when it has returned."""
         try:
             function, args, kwargs = self._bind(method, payload)
             chunks = function(*args, **kwargs)
             if inspect.isawaitable(chunks):
                 chunks = await chunks
+            if not inspect.isgeneratorfunction(function) and not inspect.isasyncgenfunction(function):
+                yield _STARTED
             iterator = chunks if hasattr(chunks, "__anext__") else _in_thread(chunks)
             async for chunk in iterator:
                 yield codec.encode_outcome(chunk)

@@ -42,6 +42,7 @@ class Swap:
         self._id = swap_id
         self._objects: list[tuple[Any, type, type]] = []  #: (object, its class before, generated class)
         self._slots: list[Slot] = []
+        self._rebound: list[Callable[[], None]] = []
         self._cut: OpenAICut | None = None
         self.skipped: list[Opaque] = []  #: leaves that stay local although they have an assignment, and why
 
@@ -61,6 +62,8 @@ class Swap:
         """Give every leaf its class and its client back; safe to repeat."""
         for slot in self._slots:
             slot.binding = None
+        while self._rebound:
+            self._rebound.pop()()
         while self._objects:
             obj, before, generated = self._objects.pop()
             if type(obj) is generated:  # another swap on top keeps this layer, which is empty now
@@ -142,6 +145,15 @@ def _swap_class(swapped: Swap, leaf: Leaf, assignment: Assignment, bridge: Bridg
         return
     swapped._slots.append(slot)
     swapped._objects.append((leaf.obj, cls, generated))
+    for held in leaf.held:
+        if held.name not in vars(generated):  # not of the cut: it calls those that are
+            continue
+        undo = held.rebind()
+        if undo is not None:
+            swapped._rebound.append(undo)
+        else:
+            why = f"a {type(held.holder).__name__} holds its {held.name}: calls through it stay in this process"
+            swapped.skipped.append(Opaque(leaf.path, why))
 
 
 def _class_for(cls: type, leaf: Leaf, binding: Binding) -> tuple[type, Slot]:
@@ -180,8 +192,11 @@ def _generate(cls: type, slot: Slot, spec: LeafSpec, overrides: Mapping[str, Ove
             namespace["__slots__"] = ()
         for name, override in overrides.items():
             original = inspect.getattr_static(cls, name, None)
-            method = _gated(holder, slot.writing if name in spec.writes else slot.active, name, override, original)
-            namespace[name] = spec.wrap(name, original, method) if spec.wrap is not None else method
+            active = slot.writing if name in spec.writes else slot.active
+            method = _gated(holder, active, name, override, original)
+            if spec.wrap is not None:
+                method = _decorated(holder, active, name, spec.wrap(name, original, method), original)
+            namespace[name] = method
         namespace["__reduce_ex__"] = _reduce_as(cls, holder)
 
     holder["cls"] = generated = types.new_class(cls.__name__, (cls,), {}, body)
@@ -212,10 +227,30 @@ def _gated(holder: Mapping[str, type], active: _Active, name: str, override: Ove
     """The method of the generated class: the override while the swap is in force, otherwise the user's; in the override's colour."""
 
     def local(obj: Any) -> Any:
-        return super(holder["cls"], obj)
+        cls = holder["cls"]
+        return super(cls, obj) if isinstance(obj, cls) else obj  # taken while the swap was there, called after its undo
 
     make = next(make for is_colour, make in _COLOURS if is_colour(override))
     method = make(active, local, name, override)
+    return functools.wraps(original)(method) if inspect.isfunction(original) else method
+
+
+def _decorated(holder: Mapping[str, type], active: _Active, name: str, decorated: Override, original: Any) -> Override:
+    """Chooses before the decorators: the user's own method has its own, and what they announce must not be announced twice."""
+
+    def chosen(obj: Any) -> Any:
+        return getattr(super(holder["cls"], obj), name) if active() is None else decorated.__get__(obj)
+
+    if inspect.iscoroutinefunction(original):
+
+        async def later(self: Any, *args: Any, **kwargs: Any) -> Any:
+            return await chosen(self)(*args, **kwargs)
+
+        return functools.wraps(original)(later)
+
+    def method(self: Any, *args: Any, **kwargs: Any) -> Any:
+        return chosen(self)(*args, **kwargs)
+
     return functools.wraps(original)(method) if inspect.isfunction(original) else method
 
 

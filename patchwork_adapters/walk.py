@@ -15,11 +15,12 @@ import re
 import sys
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import FunctionType, MethodType, ModuleType
 from typing import Any
 
 from patchwork_adapters.graph import Opaque
+from patchwork_adapters.held import Held
 from patchwork_adapters.leaves.spec import LeafSpec, spec_for
 from patchwork_adapters.parts import Step, children, global_names, is_dull, is_user_module, is_users_code, names_of
 from patchwork_adapters.raw_clients import connecting_calls, used_at, what_is
@@ -37,6 +38,7 @@ class Leaf:
     obj: Any
     kind: Kind
     spec: LeafSpec
+    held: tuple[Held, ...] = field(default=(), compare=False, repr=False)  #: its bound methods that the chain holds
 
     @property
     def cls(self) -> str:
@@ -74,7 +76,7 @@ def find_leaves(chain: Any, module: ModuleType | None = None, root: str = "chain
     }
     leaf_keys = _leaves_among(candidates, walked)
     leaves = [
-        Leaf(walked.paths[key], walked.objects[key], candidates[key].kind, candidates[key])
+        Leaf(walked.paths[key], walked.objects[key], candidates[key].kind, candidates[key], _held(walked, key))
         for key in walked.objects  # in the order of the walk
         if key in leaf_keys
     ]
@@ -87,6 +89,16 @@ def find_leaves(chain: Any, module: ModuleType | None = None, root: str = "chain
         opaque=tuple(_opaque(walked, [id(chain)], leaf_keys, functions, frozenset(id(leaf.obj) for leaf in raw))),
         functions=functions,
         parts=tuple((path, part) for path, part in inside if not isinstance(part, _CONTAINERS)),
+    )
+
+
+def _held(walked: _Walked, leaf: int) -> tuple[Held, ...]:
+    return tuple(
+        Held(walked.objects[holder], value)
+        for key in walked.methods
+        if id((value := walked.objects[key]).__self__) == leaf
+        for holder, inside in walked.inside.items()
+        if key in inside
     )
 
 
@@ -107,10 +119,11 @@ class _Walked:
     objects: dict[int, Any]
     paths: dict[int, str]
     inside: dict[int, list[int]]  #: object -> what it is directly made of
+    methods: list[int]  #: those that are bound methods
 
     @classmethod
     def of(cls, roots: Iterable[Step]) -> _Walked:
-        walked = cls({}, {}, {})
+        walked = cls({}, {}, {}, [])
         waiting: deque[int] = deque()
         for path, value in roots:
             walked._meet(path, value, waiting)
@@ -132,6 +145,8 @@ class _Walked:
             self.objects[key] = value
             self.paths[key] = path
             waiting.append(key)
+            if isinstance(value, MethodType):
+                self.methods.append(key)
         return key
 
     def reachable(self, keys: Iterable[int], stop: frozenset[int] = frozenset()) -> dict[int, None]:

@@ -14,6 +14,7 @@ from types import TracebackType
 from typing import Any
 
 from patchwork_adapters import codec
+from patchwork_adapters.checking.answers import Answers
 from patchwork_adapters.checking.frames import read_frame, write_frame
 from patchwork_adapters.checking.watch import Seen
 from patchwork_adapters.errors import ComponentUnavailable
@@ -90,8 +91,16 @@ class LeafTransport:
         """Calls that the leaves got since the last time, as they arrived."""
         return [Seen(*item) for item in await self._ask("take")]
 
-    async def _ask(self, operation: str) -> Any:
-        async with contextlib.aclosing(self._frames(operation, "", "", b"")) as frames:
+    async def answer_from(self, answers: Answers) -> None:
+        """Models there are asked only for what is not known yet."""
+        await self._ask("answers", codec.encode(answers.to_plain()))
+
+    async def num_asked(self) -> int:
+        """Calls of models that were not known."""
+        return int(await self._ask("asked"))
+
+    async def _ask(self, operation: str, payload: bytes = b"") -> Any:
+        async with contextlib.aclosing(self._frames(operation, "", "", payload)) as frames:
             return codec.decode(await anext(frames))
 
     async def _frames(self, operation: str, leaf: str, method: str, payload: bytes) -> AsyncGenerator[bytes, None]:

@@ -17,8 +17,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from patchwork_adapters import sites
+from patchwork_adapters import codec, sites
 from patchwork_adapters.bridge import Bridge, install_portal
+from patchwork_adapters.checking.answers import Answers
 from patchwork_adapters.checking.cases import Case
 from patchwork_adapters.checking.modes import Mode, modes_of
 from patchwork_adapters.checking.process import LeafTransport
@@ -67,26 +68,41 @@ def placement_of(leaf: Leaf) -> Placement | Stay:
     return Placement("own", "own", leaf.spec.facts(leaf.obj).model)
 
 
-def original_side(target: str, cases: Sequence[Case], timeout_s: float, modes: Sequence[str] | None = None) -> Side:
-    """The chain as it is. Raises TargetError."""
+def original_side(
+    target: str,
+    cases: Sequence[Case],
+    timeout_s: float,
+    modes: Sequence[str] | None = None,
+    answers: Answers | None = None,
+) -> Side:
+    """The chain as it is; with ``answers``, its models are asked only for what is not known yet. Raises TargetError."""
     with _fresh(target) as loaded:
         walk, placed = _look(loaded)
-        watch = Watch()
+        watch = Watch(answers)
         watch.on(walk.leaves, _watched(walk, placed))
+        ran = []
         try:
-            runs = _Runs(loaded, cases, timeout_s, modes, install=lambda loop: None)
-            ran = [Ran(mode, case, outcome, tuple(watch.take())) for mode, case, outcome in runs.all()]
+            runs = _Runs(loaded, cases, timeout_s, modes, install=lambda loop: None, answers=answers)
+            for mode, case, outcome in runs.all():
+                ran.append(Ran(mode, case, outcome, tuple(watch.take())))
         finally:
             watch.off()
         return Side(loaded, walk, placed, tuple(ran))
 
 
 def swapped_side(
-    target: str, cases: Sequence[Case], timeout_s: float, transport: LeafTransport, modes: Sequence[str] | None = None
+    target: str,
+    cases: Sequence[Case],
+    timeout_s: float,
+    transport: LeafTransport,
+    modes: Sequence[str] | None = None,
+    answers: Answers | None = None,
 ) -> Side:
     """The chain with every leaf that can run elsewhere in another process. Raises TargetError, here or there."""
-    with Bridge(transport) as bridge, _fresh(target) as loaded:
+    with Bridge(transport) as bridge, _fresh(target) as loaded, codec.strict():
         asyncio.run(transport.leaves())  # its import's errors now
+        if answers is not None:
+            asyncio.run(transport.answer_from(answers))
         asyncio.run(transport.take())
         walk, placed = _look(loaded)
         assigned = [leaf for leaf in walk.leaves if leaf.path in placed.assignments]
@@ -106,6 +122,8 @@ def swapped_side(
             for mode, case, outcome in runs.all():
                 arrived = tuple(asyncio.run(transport.take()))
                 ran.append(Ran(mode, case, outcome, tuple(watch.take()), arrived, tuple(here.take())))
+            if answers is not None:
+                answers.num_asked += asyncio.run(transport.num_asked())
         finally:
             watch.off()
             here.off()
@@ -159,7 +177,9 @@ class _Runs:
         timeout_s: float,
         modes: Sequence[str] | None,
         install: Callable[[asyncio.AbstractEventLoop], None],
+        answers: Answers | None = None,
     ) -> None:
+        self._answers = answers
         self._chain = loaded.chain
         self._cases = cases
         self._timeout_s = timeout_s
@@ -178,6 +198,8 @@ class _Runs:
 
     def _run(self, mode: Mode, cases: Sequence[Case], runner: asyncio.Runner) -> Plain:
         name = str(uuid.uuid4())
+        if self._answers is not None:
+            self._answers.begin()
         try:
             with request_context(RequestContext(name, name, time.monotonic() + self._timeout_s)):
                 if mode.is_async:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import itertools
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -14,6 +15,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
 
+from patchwork_adapters.checking.answers import KINDS, Answer, Answers
 from patchwork_adapters.checking.values import Plain, is_callback, plain
 from patchwork_adapters.walk import Leaf
 
@@ -21,6 +23,8 @@ from patchwork_adapters.walk import Leaf
 SERVED: ContextVar[str | None] = ContextVar("patchwork_served_leaf", default=None)
 
 
+#: Stands first in the answer of a method that returned a stream.
+_STREAM = ("a stream of patchwork's check",)
 NEW = "a new "  #: starts the name of an object that is no leaf of the chain
 _Note = Callable[[str, str, Plain, Plain, bool], None]
 
@@ -46,9 +50,10 @@ class Seen:
 
 
 class Watch:
-    """Collects calls while it is on; safe in threads."""
+    """Collects calls while it is on; safe in threads. With ``answers``, models are asked only for what is not known yet."""
 
-    def __init__(self) -> None:
+    def __init__(self, answers: Answers | None = None) -> None:
+        self.answers = answers
         self._lock = threading.Lock()
         self._seen: list[Seen] = []
         self._paths: dict[int, str] = {}
@@ -62,12 +67,15 @@ class Watch:
         for leaf in leaves:
             self._paths[id(leaf.obj)] = leaf.path
             for name in methods.get(leaf.path, ()):
-                self._wrap(type(leaf.obj), name)
+                self._wrap(type(leaf.obj), name, leaf.kind in KINDS)
+            for held in leaf.held:
+                if held.name in methods.get(leaf.path, ()) and (undo := held.rebind()) is not None:
+                    self._undo.append(undo)
 
     def on_class(self, cls: type, names: Iterable[str]) -> None:
         """Watch the methods of a class itself, whatever object they are called on."""
         for name in names:
-            self._wrap(cls, name)
+            self._wrap(cls, name, False)
 
     def off(self) -> None:
         while self._undo:
@@ -84,18 +92,21 @@ class Watch:
         made = f"{NEW}{type(obj).__module__}.{type(obj).__qualname__}"
         return self._paths.get(id(obj)) or SERVED.get() or made
 
-    def _wrap(self, cls: type, name: str) -> None:
+    def _wrap(self, cls: type, name: str, is_model: bool) -> None:
         owner = next((base for base in cls.__mro__ if name in vars(base)), None)
         original = vars(owner).get(name) if owner is not None else None
         if owner is None or not inspect.isfunction(original) or owner in self._wrapped.get(name, ()):
             return
-        wrapper = _wrapper(original, functools.partial(self._call, name))
+        wrapper = _wrapper(original, functools.partial(self._call, name, is_model))
         self._wrapped.setdefault(name, set()).add(owner)
         setattr(owner, name, wrapper)
         self._undo.append(functools.partial(setattr, owner, name, original))
 
-    def _call(self, name: str, obj: Any, args: Any, kwargs: Any) -> _Call:
-        return _Call(obj, self._path_of(obj), name, self._inside, self._note, (args, kwargs))
+    def _call(self, name: str, is_model: bool, obj: Any, args: Any, kwargs: Any) -> _Call:
+        call = _Call(obj, self._path_of(obj), name, self._inside, self._note, (args, kwargs))
+        if is_model and call.counts and self.answers is not None:
+            call.answer = self.answers.answer_to(obj, self._paths.get(id(obj)), name, call.arguments)
+        return call
 
     def _note(self, leaf: str, method: str, arguments: Plain, outcome: Plain, nested: bool) -> None:
         with self._lock:
@@ -114,7 +125,9 @@ class _Call:
         self._stack = (*above, id(obj))
         self._nested = bool(above)
         self._note, self._path, self._name = note, path, name
-        self._arguments = _arguments(*call) if self.counts else None
+        self._call = call
+        self.arguments = _arguments(*call) if self.counts else None
+        self.answer: Answer | None = None
         self._done = False
 
     @contextmanager
@@ -125,10 +138,26 @@ class _Call:
         finally:
             self._inside.reset(token)
 
+    @property
+    def known(self) -> Answer | None:
+        """The answer, when there is no need to ask."""
+        return self.answer if self.answer is not None and self.answer.is_known else None
+
+    def note(self, outcome: Any) -> None:
+        if self.answer is not None:
+            self.answer.note(outcome)
+
     def end(self, outcome: Plain) -> None:
         if self.counts and not self._done:
             self._done = True
-            self._note(self._path, self._name, self._arguments, outcome, self._nested)
+            if self.answer is not None:
+                self.answer.keep()
+            after = _arguments(*self._call)
+            if (
+                after != self.arguments
+            ):  # what a reranker does to the nodes that it is given is seen by others who have them
+                outcome = {"outcome": outcome, "arguments now": after}
+            self._note(self._path, self._name, self.arguments, outcome, self._nested)
 
 
 def _arguments(args: Any, kwargs: Any) -> Plain:
@@ -143,7 +172,9 @@ def _wrapper(original: Any, call_of: Callable[[Any, Any, Any], _Call]) -> Any:
 
         @functools.wraps(original)
         async def agen(self: Any, *args: Any, **kwargs: Any) -> Any:
-            async for chunk in _chunks_async(original.__get__(self)(*args, **kwargs), call_of(self, args, kwargs)):
+            call = call_of(self, args, kwargs)
+            chunks = _async(call.known.chunks()) if call.known else original.__get__(self)(*args, **kwargs)
+            async for chunk in _chunks_async(chunks, call):
                 yield chunk
 
         return agen
@@ -151,7 +182,9 @@ def _wrapper(original: Any, call_of: Callable[[Any, Any, Any], _Call]) -> Any:
 
         @functools.wraps(original)
         def gen(self: Any, *args: Any, **kwargs: Any) -> Any:
-            yield from _chunks(original.__get__(self)(*args, **kwargs), call_of(self, args, kwargs))
+            call = call_of(self, args, kwargs)
+            chunks = call.known.chunks() if call.known else original.__get__(self)(*args, **kwargs)
+            yield from _chunks(chunks, call)
 
         return gen
     if inspect.iscoroutinefunction(original):
@@ -161,8 +194,11 @@ def _wrapper(original: Any, call_of: Callable[[Any, Any, Any], _Call]) -> Any:
             call = call_of(self, args, kwargs)
             try:
                 with call.running():
-                    value = await original.__get__(self)(*args, **kwargs)
+                    value = (
+                        _replayed(call, is_async=True) if call.known else await original.__get__(self)(*args, **kwargs)
+                    )
             except BaseException as error:
+                call.note(error)
                 call.end({"raised": plain(error)})
                 raise
             return _later(value, call)
@@ -174,8 +210,9 @@ def _wrapper(original: Any, call_of: Callable[[Any, Any, Any], _Call]) -> Any:
         call = call_of(self, args, kwargs)
         try:
             with call.running():
-                value = original.__get__(self)(*args, **kwargs)
+                value = _replayed(call, is_async=False) if call.known else original.__get__(self)(*args, **kwargs)
         except BaseException as error:
+            call.note(error)
             call.end({"raised": plain(error)})
             raise
         return _later(value, call)
@@ -188,11 +225,29 @@ def _later(value: Any, call: _Call) -> Any:
     if not call.counts:
         return value
     if hasattr(value, "__anext__"):
+        call.note(_STREAM)
         return _chunks_async(value, call)
     if hasattr(value, "__next__"):
+        call.note(_STREAM)
         return _chunks(value, call)
+    call.note(value)
     call.end(plain(value))
     return value
+
+
+def _replayed(call: _Call, *, is_async: bool) -> Any:
+    """A value, or a stream for a method that returned one."""
+    assert call.known is not None
+    value = call.known.value()
+    if value != _STREAM:
+        return value
+    chunks = itertools.islice(call.known.chunks(), 1, None)
+    return _async(chunks) if is_async else chunks
+
+
+async def _async(chunks: Iterator[Any]) -> Any:
+    for chunk in chunks:
+        yield chunk
 
 
 def _chunks(chunks: Any, call: _Call) -> Any:
@@ -204,9 +259,15 @@ def _chunks(chunks: Any, call: _Call) -> Any:
                     chunk = next(chunks)
                 except StopIteration:
                     break
+            call.note(chunk)
             seen.append(plain(chunk))
             yield chunk
+    except GeneratorExit as error:  # left early: not the whole answer
+        call.answer = None
+        call.end({"yielded": seen, "raised": plain(error)})
+        raise
     except BaseException as error:
+        call.note(error)
         call.end({"yielded": seen, "raised": plain(error)})
         raise
     finally:
@@ -224,9 +285,15 @@ async def _chunks_async(chunks: Any, call: _Call) -> Any:
                     chunk = await anext(chunks)
                 except StopAsyncIteration:
                     break
+            call.note(chunk)
             seen.append(plain(chunk))
             yield chunk
+    except GeneratorExit as error:  # left early: not the whole answer
+        call.answer = None
+        call.end({"yielded": seen, "raised": plain(error)})
+        raise
     except BaseException as error:
+        call.note(error)
         call.end({"yielded": seen, "raised": plain(error)})
         raise
     finally:

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from patchwork_adapters import codec
+from patchwork_adapters.checking.answers import Answers
 from patchwork_adapters.checking.frames import read_frame, write_frame
 from patchwork_adapters.checking.twin import Collections
 from patchwork_adapters.checking.watch import SERVED, Watch
@@ -30,6 +31,7 @@ class _Loaded:
     watch: Watch
     runners: dict[str, OwnLeafRunner]
     collections: Collections
+    answers: Answers | None = None
 
 
 class Worker:
@@ -68,7 +70,15 @@ class Worker:
             loaded = await asyncio.to_thread(self._load, target)
         if operation == "leaves":
             yield codec.encode([found.path for found in loaded.walk.leaves])
+        elif operation == "answers":
+            loaded.answers = Answers(codec.decode(payload))
+            loaded.watch.answers = loaded.answers
+            yield codec.encode(None)
+        elif operation == "asked":
+            yield codec.encode(loaded.answers.num_asked if loaded.answers is not None else 0)
         elif operation == "take":
+            if loaded.answers is not None:
+                loaded.answers.begin()  # calls are taken between runs
             yield codec.encode([seen.to_plain() for seen in loaded.watch.take()])
         elif operation == "call" and leaf in loaded.collections:
             yield loaded.collections.run(leaf, method, codec.decode(payload))
@@ -84,11 +94,13 @@ class Worker:
                         yield frame
 
     def _load(self, text: str) -> _Loaded:
-        loaded = load_target(parse_target(text))
-        walk = find_leaves(loaded.chain, loaded.module, loaded.root)
-        while self._watches:  # one at a time: classes are shared between the chains of a module
+        while (
+            self._watches
+        ):  # one at a time: classes are shared between the chains of a module, and a walk would enter a watch
             self._watches.pop().off()
         self._targets.clear()
+        loaded = load_target(parse_target(text))
+        walk = find_leaves(loaded.chain, loaded.module, loaded.root)
         watch = Watch()
         watch.on(walk.leaves, {leaf.path: leaf.spec.cut(type(leaf.obj)) for leaf in walk.leaves})
         self._watches.append(watch)
@@ -104,7 +116,8 @@ async def _main(socket: str) -> None:
     os.write(1, b"ready\n")
     os.dup2(2, 1)  # what user modules print goes to standard error
     async with server:
-        await asyncio.to_thread(sys.stdin.read)
+        with codec.strict():
+            await asyncio.to_thread(sys.stdin.read)
     os._exit(0)  # user code may have left threads that nobody can stop
 
 

@@ -1,7 +1,8 @@
-"""LangChain's leaves: models, embeddings, stores, retrievers and document compressors."""
+"""LangChain's leaves: models, embeddings, stores, retrievers, document compressors and tools."""
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -10,6 +11,11 @@ from patchwork_adapters.leaves.langchain_stores import export_in_memory, in_memo
 from patchwork_adapters.leaves.spec import Facts, LeafSpec, register
 
 _CORE = "langchain_core."
+#: What a tool calls, or is given, to reach the run that it is part of; there is no such run in another process.
+_OF_THE_RUN = frozenset(
+    {"interrupt", "get_stream_writer", "get_config", "get_store", "get_runtime", "dispatch_custom_event"}
+)
+_INJECTED = ("RunnableConfig", "Injected", "ToolRuntime")
 
 
 def overridden(*names: str, below: str) -> Callable[[type], tuple[str, ...]]:
@@ -81,8 +87,26 @@ _retriever = overridden("_get_relevant_documents", "_aget_relevant_documents", b
 _compressor = overridden(
     "compress_documents", "acompress_documents", below=f"{_CORE}documents.compressor.BaseDocumentCompressor"
 )
+_tool = overridden("_run", "_arun", below=f"{_CORE}tools.base.BaseTool")
 _cross_encoder = overridden("score", below=f"{_CORE}cross_encoders.BaseCrossEncoder")
 
+
+def _stays(cls: type) -> bool:
+    """Tools made of functions are the user's control flow, and so are those that speak with the run they are part of."""
+    if cls.__module__.startswith(_CORE) or not {"_run", "_arun"} & set(_tool(cls)):
+        return True
+    return any(_speaks_with_run(getattr(cls, name)) for name in _tool(cls))
+
+
+def _speaks_with_run(method: Any) -> bool:
+    code = inspect.unwrap(method).__code__
+    taken = inspect.signature(method).parameters.values()
+    return bool(_OF_THE_RUN.intersection(code.co_names)) or any(
+        any(word in str(parameter.annotation) for word in _INJECTED) for parameter in taken
+    )
+
+
+register(LeafSpec(f"{_CORE}tools.base.BaseTool", "tool", "langchain", _tool, is_light=_stays))
 register(LeafSpec(f"{_CORE}language_models.chat_models.BaseChatModel", "llm", "langchain", _chat, facts=model_facts))
 register(LeafSpec(f"{_CORE}language_models.llms.BaseLLM", "llm", "langchain", _llm, facts=model_facts))
 register(LeafSpec(f"{_CORE}embeddings.embeddings.Embeddings", "embedder", "langchain", _embeddings, facts=model_facts))

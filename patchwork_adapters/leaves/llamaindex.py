@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -10,6 +11,7 @@ from patchwork_adapters.leaves.llamaindex_stores import export_simple, simple_me
 from patchwork_adapters.leaves.spec import Facts, LeafSpec, register
 
 _CORE = "llama_index.core."
+_SPANNED = "__dispatcher_span_decorated__"  #: on functions whose calls the framework's span handlers see
 _CHAT = frozenset({"chat", "achat", "stream_chat", "astream_chat"})
 _COMPLETION = frozenset({"complete", "acomplete", "stream_complete", "astream_complete"})
 _STREAMS = frozenset({"stream_chat", "astream_chat", "stream_complete", "astream_complete"})
@@ -43,14 +45,26 @@ def _openai_clients(leaf: Any) -> Iterable[Any]:
     return [client for name in ("_client", "_aclient") if (client := private.get(name)) is not None]
 
 
+def _announced(name: str, original: Any, override: Callable[..., Any]) -> Callable[..., Any]:
+    """Overrides replace methods that the class, or the framework for it, has decorated: handlers must go on seeing their calls."""
+    override = _with_events(name, original, override)
+    if not getattr(original, _SPANNED, False):
+        return override
+    from llama_index.core.instrumentation import get_dispatcher
+
+    override.__dict__.pop(_SPANNED, None)  # copied from the original; with it the decorator adds nothing
+    spanned: Callable[..., Any] = get_dispatcher(original.__module__).span(override)
+    return spanned
+
+
 def _with_events(name: str, original: Any, override: Callable[..., Any]) -> Callable[..., Any]:
-    """Overrides replace methods that the class has decorated; event handlers must go on seeing their calls."""
     from llama_index.core.llms import callbacks
 
     if getattr(getattr(original, "__code__", None), "co_filename", None) != callbacks.__file__:
         return override
     # the decorators take a function with this mark for one that another decorator has done already, and then add nothing
     override.__dict__.pop("__wrapped__", None)
+    override.__dict__["__signature__"] = inspect.signature(original)
     decorate = callbacks.llm_chat_callback() if name in _CHAT else callbacks.llm_completion_callback()
     decorated: Callable[..., Any] = decorate(override)
     return decorated
@@ -89,12 +103,28 @@ _retriever_cut = overridden("_retrieve", "_aretrieve", below=f"{_CORE}base.base_
 register(
     LeafSpec(
         f"{_CORE}base.llms.base.BaseLLM", "llm", "llamaindex", _llm_cut, facts=_facts, is_light=_is_mock, returns_stream=_STREAMS,
-        wrap=_with_events,
+        wrap=_announced,
     )
 )  # fmt: skip
-register(LeafSpec(f"{_CORE}base.embeddings.base.BaseEmbedding", "embedder", "llamaindex", _embedding_cut, facts=_facts))
 register(
-    LeafSpec(f"{_CORE}vector_stores.types.BasePydanticVectorStore", "retriever", "llamaindex", _store_cut, facade=True)
+    LeafSpec(
+        f"{_CORE}base.embeddings.base.BaseEmbedding",
+        "embedder",
+        "llamaindex",
+        _embedding_cut,
+        facts=_facts,
+        wrap=_announced,
+    )
+)
+register(
+    LeafSpec(
+        f"{_CORE}vector_stores.types.BasePydanticVectorStore",
+        "retriever",
+        "llamaindex",
+        _store_cut,
+        facade=True,
+        wrap=_announced,
+    )
 )
 register(
     LeafSpec(
@@ -104,9 +134,12 @@ register(
         _postprocess_cut,
         facts=_facts,
         is_light=_is_light,
+        wrap=_announced,
     )
 )
-register(LeafSpec(f"{_CORE}base.base_retriever.BaseRetriever", "retriever", "llamaindex", _retriever_cut))
+register(
+    LeafSpec(f"{_CORE}base.base_retriever.BaseRetriever", "retriever", "llamaindex", _retriever_cut, wrap=_announced)
+)
 register(
     LeafSpec(
         f"{_CORE}vector_stores.simple.SimpleVectorStore", "retriever", "llamaindex", _store_cut, facade=True, inner=frozenset(),
@@ -118,12 +151,12 @@ register(
 register(
     LeafSpec(
         "llama_index.llms.openai.base.OpenAI", "llm", "llamaindex", _llm_cut, facade=True, inner=frozenset(), facts=_facts,
-        speaks_openai=True, openai_clients=_openai_clients, returns_stream=_STREAMS, wrap=_with_events,
+        speaks_openai=True, openai_clients=_openai_clients, returns_stream=_STREAMS, wrap=_announced,
     )
 )  # fmt: skip
 register(
     LeafSpec(
         "llama_index.embeddings.openai.base.OpenAIEmbedding", "embedder", "llamaindex", _embedding_cut, facade=True, inner=frozenset(),
-        facts=_embedding_facts, speaks_openai=True, openai_clients=_openai_clients,
+        facts=_embedding_facts, speaks_openai=True, openai_clients=_openai_clients, wrap=_announced,
     )
 )  # fmt: skip

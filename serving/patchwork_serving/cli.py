@@ -52,13 +52,19 @@ def inspect(
 def check(
     target: Target,
     inputs: Annotated[Path, typer.Option("--inputs", help="Inputs to run: one JSON value a line.", show_default=False)],
+    replay: Annotated[
+        bool,
+        typer.Option(
+            "--replay", help="Ask models once for each thing and replay their answers: for models that cost or vary."
+        ),
+    ] = False,
     as_json: AsJson = False,
     verbose: Verbose = False,
 ) -> int:
     """Run a chain as it is and taken apart, in every mode that it has, and compare answers and leaf calls."""
     from patchwork_serving import cli_check
 
-    return cli_check.check(target, inputs, as_json=as_json)
+    return cli_check.check(target, inputs, as_json=as_json, replay=replay)
 
 
 @app.command()

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 PLACEHOLDER_KEY = "patchwork-check"  # clients of local servers insist on a key, and the servers do not look at it
 
 
-def check(target: str, inputs: Path, *, as_json: bool) -> int:
+def check(target: str, inputs: Path, *, as_json: bool, replay: bool = False) -> int:
     """Runs the check in this process and prints it; the exit code is 1 when something differs. Raises UsageError, TargetError."""
     from patchwork_adapters.check import check as run_check
     from patchwork_adapters.checking.cases import BadInputs, read_cases
@@ -32,7 +32,7 @@ def check(target: str, inputs: Path, *, as_json: bool) -> int:
         raise UsageError(str(error)) from error
     os.environ.setdefault("OPENAI_API_KEY", PLACEHOLDER_KEY)
     with _stdout_to_stderr():
-        result = run_check(target, cases)
+        result = run_check(target, cases, replay=replay)
     if as_json:
         fact_json(result.to_json())
     else:

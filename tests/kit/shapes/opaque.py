@@ -55,3 +55,7 @@ kept = InMemoryVectorStore.from_documents(corpus(5, "kept"), HashEmbeddings("kep
 closures = RunnableLambda(
     functools.partial(_combine, searcher=kept.similarity_search, ask=_asker(AsyncChat(name_="in closure")))
 )
+
+
+_vectors = HashEmbeddings("taken")
+taken = RunnableLambda(_vectors.embed_query) | (lambda vector: [round(number, 3) for number in vector])

@@ -39,6 +39,7 @@ LANGCHAIN: dict[str, list[Any]] = {
     "opaque.py:decorated": QUESTIONS,
     "opaque.py:pipeline": QUESTIONS,
     "opaque.py:closures": QUESTIONS,
+    "opaque.py:taken": QUESTIONS,
     "graphs.py:crag_graph": [{"question": q} for q in QUESTIONS],
     "graphs.py:map_reduce": [{"topics": ["a", "b", "c"]}],
     "graphs.py:interrupted": [{"input": {"messages": [["human", "hi"]]}, "resume": ["yes"]}],

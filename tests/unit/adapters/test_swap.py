@@ -18,6 +18,7 @@ from langchain_core.retrievers import BaseRetriever
 from langchain_core.runnables import ConfigurableField
 from langchain_core.vectorstores import InMemoryVectorStore
 
+from patchwork_adapters import codec
 from patchwork_adapters.binding import Assignment
 from patchwork_adapters.bridge import Bridge, install_portal
 from patchwork_adapters.own import OwnLeafRunner
@@ -321,6 +322,16 @@ def test_fields_that_were_changed_for_a_call_travel_with_it() -> None:
         assert llm.model_copy(update={"mark": "."}).invoke("hi").content == "hi."
         llm.mark = "#"
         assert llm.invoke("hi").content == "hi#"
+
+
+def test_what_a_property_has_cached_does_not_travel_with_every_call() -> None:
+    llm = Shouting()
+    cluster, bridge = to_twin(llm, Shouting())
+    with bridge:
+        for _ in range(2):
+            llm.invoke("hi")
+    assert "_serialized" in vars(llm)  # langchain caches its own description
+    assert [codec.decode(call.payload)[0] for call in cluster.calls] == [{}, {}]
 
 
 async def test_a_leaf_retriever_runs_elsewhere_and_gets_a_run_manager_there() -> None:
