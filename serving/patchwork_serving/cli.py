@@ -267,7 +267,7 @@ def bench(
     requests: Annotated[
         int | None, typer.Option("--requests", min=1, help="How many to count, instead of a duration.")
     ] = None,
-    warmup: Annotated[float, typer.Option("--warmup", min=0, help="Seconds of load that are not counted.")] = 5.0,
+    warmup: Annotated[str, typer.Option("--warmup", help="Of load that is sent first and not counted.")] = "5s",
     api: Annotated[
         str, typer.Option("--api", help="langserve, openai, or json: the input is posted as it is.")
     ] = "langserve",
@@ -294,7 +294,7 @@ def bench(
     from patchwork_serving import cli_bench
 
     chosen = cli_bench.load_options(
-        api=api, slo=slo, duration=duration, timeout=timeout, requests=requests, warmup_s=warmup, stream=stream, model=model,
+        api=api, slo=slo, duration=duration, timeout=timeout, requests=requests, warmup=warmup, stream=stream, model=model,
         tell_deadline=tell_deadline, connections=connections, seed=seed, max_requests=max_requests,
     )  # fmt: skip
     wish = cli_bench.Wish(name, arrivals, inputs, input_key, rate, output, header or (), chosen)

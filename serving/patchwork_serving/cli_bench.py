@@ -28,6 +28,7 @@ from patchwork_serving.cli_progress import progress_display
 from patchwork_serving.errors import UsageError
 from patchwork_serving.progress import ProgressSink
 
+NO_TIME = ("0", "0s", "0ms")
 STOPPED = 1  #: exit code of a load that was ended early
 
 
@@ -61,7 +62,9 @@ def bench(wish: Wish, *, as_json: bool) -> int:
     return STOPPED if any(report.partial for report in reports) else 0
 
 
-def load_options(*, api: str, slo: str | None, duration: str, timeout: str | None, **others: Any) -> LoadOptions:
+def load_options(
+    *, api: str, slo: str | None, duration: str, warmup: str, timeout: str | None, **others: Any
+) -> LoadOptions:
     """Of the command line; UsageError names the option."""
     if api not in get_args(ApiName):
         raise UsageError(f"--api: one of {', '.join(get_args(ApiName))}; not {api!r}")
@@ -69,6 +72,8 @@ def load_options(*, api: str, slo: str | None, duration: str, timeout: str | Non
         api=cast(ApiName, api),
         slo_s=None if slo is None else seconds("--slo", slo),
         duration_s=seconds("--duration", duration),
+        # the one duration that may be nothing
+        warmup_s=0.0 if warmup in NO_TIME else seconds("--warmup", warmup),
         timeout_s=None if timeout is None else seconds("--timeout", timeout),
         **others,
     )

@@ -116,7 +116,7 @@ def summarise(seen: Sequence[Observation], slo_s: float, start_s: float, end_s: 
         "completed_per_s": sum(_is_whole(one) and start_s <= one.ended < end_s for one in seen) / window,
         "latencies": [one.latency_s for one in whole],
         "first_chunks": [one.first_chunk_s for one in whole if one.first_chunk_s is not None],
-        "stages": _stages(whole), "overheads": _overheads(whole), "late": [one.late_s for one in counted],
+        "stages": _stages(whole), "overheads": _overheads(whole), "late": [one.late_s for one in counted if one.answer is not None],
         "statuses": dict(collections.Counter(_status(one) for one in counted).most_common()),
         "steady": is_steady(whole, start_s, end_s),
     }  # fmt: skip

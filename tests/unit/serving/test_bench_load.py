@@ -209,6 +209,7 @@ def test_rates_headers_and_inputs_of_the_command_line(tmp_path: Path) -> None:
         (["--api", "grpc"], "--api"),
         (["--header", "secret-without-colon"], "--header"),
         (["--duration", "-1s"], "--duration"),
+        (["--warmup", "-1"], "--warmup"),
         (["--inputs", "no/such.jsonl"], "no/such.jsonl"),
         ([], "--rate is needed"),
     ],
