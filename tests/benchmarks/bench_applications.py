@@ -208,7 +208,8 @@ def measure(
     except SystemExit as error:  # it did not start
         return {"not_run": str(error)}
     return {
-        "sustainable_per_s": sustainable(points), "sustainable_is_below_grid": points[0].attained_share < SHARE, "peak_goodput_per_s": max(p.goodput_per_s for p in points),
+        "sustainable_per_s": sustainable(points), "sustainable_is_below_grid": points[0].attained_share < SHARE,
+        "peak_goodput_per_s": max(p.goodput_per_s for p in points),
         "goodput_at_largest_rate_per_s": points[-1].goodput_per_s,
         "points": [kept(point) for point in points], "streamed": kept(streamed) if streamed else None,
     }  # fmt: skip
