@@ -120,7 +120,7 @@ async def test_an_overloaded_app_refuses_what_would_be_late_and_keeps_its_promis
     assert min(served.values()) >= 0.3 * len(accepted), served
     told = await asyncio.to_thread(info, url)
     assert any(one["what"] == "door shut" for one in told["status"]["decisions"])
-    assert told["scheduler"]["decided"]["default"]["refused"] == len(refused)
+    assert told["scheduler"]["decided"]["default"]["refused"] >= len(refused)
 
 
 async def test_a_silent_replica_gets_no_calls_any_more(home: Home, url: str) -> None:
