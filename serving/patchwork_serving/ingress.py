@@ -64,6 +64,7 @@ class Ingress:
             graph=release.graph,
             costs={spec.id: cost_of(spec.cost) for spec in release.components if spec.cost is not None},
             replicas_of=serve_replicas(release.name),
+            slots={spec.id: spec.slots for spec in release.components if spec.slots is not None},
             llms=[spec.id for spec in release.components if spec.kind == "llm"],
         )
 

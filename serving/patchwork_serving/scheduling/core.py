@@ -14,7 +14,6 @@ from patchwork_adapters.transport import LeafCall
 from patchwork_scheduler.admission import Admit, Decision
 from patchwork_scheduler.estimate import Ahead, Estimates
 from patchwork_scheduler.model import SloClass, State
-from patchwork_serving.scheduling import door as doors
 from patchwork_serving.scheduling.affinity import Keys, PrefixMemory, keys_of
 from patchwork_serving.scheduling.costs import CallCosts, Costs, Predicted
 from patchwork_serving.scheduling.door import Door, Setting, Told
@@ -57,7 +56,7 @@ class Scheduling:
 
     ``replicas``: component -> replicas planned, until Serve tells of others. ``ingresses``: how many processes share their work; each
     counts on its part of it, and learns of the others' work from the replicas' reports.
-    ``llms``: components whose replicas may keep the beginnings of prompts.
+    ``llms``: components whose replicas may keep the beginnings of prompts. ``slots``: calls that a replica runs at once, where that is set.
     """
 
     def __init__(
@@ -71,6 +70,7 @@ class Scheduling:
         costs: Costs | None = None,
         replicas_of: ReplicasOf = _none_known,
         llms: Collection[str] = (),
+        slots: Mapping[str, int] | None = None,
     ) -> None:
         self._lock = threading.Lock()
         self._classes = dict(classes or {})
@@ -79,6 +79,7 @@ class Scheduling:
         self._door = Door(self._classes, planned, admission)
         self._estimates = Estimates()
         self._fitted = dict(costs or {})
+        self._slots = dict(slots or {})
         self._costs: dict[str, CallCosts] = {}
         self._replicas: dict[str, Replicas] = {}
         self._replicas_of = replicas_of
@@ -98,7 +99,7 @@ class Scheduling:
         """Whether a request may come in now; if admitted it is in, until :meth:`finished`. ``weight``: inputs of a batch."""
         with self._lock:
             promised = self._classes.get(slo) or SloClass(slo, max(deadline - now, 1e-9))
-            ahead = doors.times(self._estimates.ahead(State(START)), weight)
+            ahead = self._occupied(self._estimates.ahead(State(START)), weight)
             decision = self._door.decide(
                 run_id, promised, ahead, now, deadline,
                 behind_s=self._behind_s(ahead, now), at_risk=self._holds and self._is_at_risk(now),
@@ -134,7 +135,7 @@ class Scheduling:
                 stay, is_new = journey.begin(site, call.component, now)
                 ahead = self._estimates.ahead(stay.state)
                 if is_new:
-                    demand = doors.times(ahead, journey.weight).demand
+                    demand = self._occupied(ahead, journey.weight).demand
                     self._door.admission.proceeded(run_id, demand, call.component)
             work_s = max((ahead or self._estimates.ahead(State(site))).work_s, predicted.alone_s)
             due = (
@@ -210,8 +211,8 @@ class Scheduling:
             if step.shared:
                 self.calls_shared += 1
             if step.journey is not None and step.stay is not None:
-                occupied_s = 0.0 if step.shared else predicted.occupied_s
-                step.journey.end(step.stay, _work_s(report, predicted), occupied_s, now)
+                work_s = _work_s(report, predicted)
+                step.journey.end(step.stay, work_s, 0.0 if step.shared else work_s, now)
 
     # -- what is known ---------------------------------------------------------------------------------------------
 
@@ -255,7 +256,7 @@ class Scheduling:
     def _costs_of(self, component: str) -> CallCosts:
         costs = self._costs.get(component)
         if costs is None:
-            costs = self._costs[component] = CallCosts(self._fitted.get(component))
+            costs = self._costs[component] = CallCosts(self._fitted.get(component), most=self._slots.get(component))
         return costs
 
     def _replicas_at(self, component: str, now: float) -> Replicas:
@@ -267,6 +268,18 @@ class Scheduling:
         if replicas.update(names, now) and names:
             self._door.admission.set_replicas({component: len(names) / self._ingresses})
         return replicas
+
+    def _occupied(self, ahead: Ahead, weight: int) -> Ahead:
+        """What is ahead of so many inputs of a batch, by how much it delays others.
+
+        Demand is learnt in seconds alone, and what these are worth in company is put in here: it changes faster than requests end.
+        """
+        costs = self._costs
+        demand = {
+            name: weight * seconds * (costs[name].ratio if name in costs else 1.0)
+            for name, seconds in ahead.demand.items()
+        }
+        return Ahead(ahead.work_s, ahead.high_work_s, ahead.time_s, demand)
 
     def _behind_s(self, ahead: Ahead, now: float) -> float:
         """Work waiting in the replicas, that of other doors included."""

@@ -18,6 +18,12 @@ from patchwork_serving.wire import Report
 
 #: A company seen less often than this says nothing about what an item costs in it.
 TELLING = 3
+#: A replica in whose queue fewer than this share of the calls had to wait, had room for more than were there.
+ROOM = 0.1
+#: In the largest company seen so far, with room left: part of the cost of an item there that it is taken to cost in a larger one.
+#: Engines that run calls side by side become cheaper with company, and a door that did not count on it would never let in enough of
+#: them to find out.
+UNTRIED = 0.5
 #: After so many calls a site speaks for itself, and teaches what its component's other sites may be like no more.
 SETTLED = 32
 
@@ -38,12 +44,14 @@ class _Seen:
     per_item: dict[int, Learned] = field(default_factory=dict)
     modelled: Learned = field(default_factory=Learned)  #: occupied, per item, by the engine's own cost model
     shared: dict[int, Learned] = field(default_factory=dict)
+    waited: dict[int, Learned] = field(default_factory=dict)  #: share of the calls that had to wait, by company
     tokens_per_byte: Learned = field(default_factory=Learned)
     output_tokens: Learned = field(default_factory=Learned)
-    cheapest: float = 0.0  #: least mean of ``shared``, seconds per item
+    cheapest: float = 0.0  #: least mean of ``shared``, seconds per item, or what a larger company is hoped to cost
     calls: int = 0
+    ratio: float = 1.0  #: occupied over alone
 
-    def observe(self, size: int, payload_bytes: int, report: Report) -> None:
+    def observe(self, size: int, payload_bytes: int, report: Report, most: int | None) -> None:
         self.calls += 1
         per_item = report.service_s / size
         alone = self.per_item.setdefault(size.bit_length(), Learned())
@@ -53,15 +61,24 @@ class _Seen:
         elif report.batch <= 1 or not alone.count or per_item < alone.mean:
             alone.observe(per_item)
         if not self.modelled.count:
-            self._observe_company(per_item, max(report.batch, 1))
+            self._observe_company(per_item, report, most)
         if report.prompt_tokens:
             self.tokens_per_byte.observe(report.prompt_tokens / max(payload_bytes, 1))
             self.output_tokens.observe(float(report.output_tokens))
 
-    def _observe_company(self, per_item: float, company: int) -> None:
-        self.shared.setdefault(company.bit_length(), Learned()).observe(per_item / company)
-        means = [one.mean for one in self.shared.values() if one.count >= TELLING]
-        self.cheapest = min(means, default=per_item / company)
+    def _observe_company(self, per_item: float, report: Report, most: int | None) -> None:
+        company = max(report.batch, 1)
+        bucket = company.bit_length()
+        self.shared.setdefault(bucket, Learned()).observe(per_item / company)
+        self.waited.setdefault(bucket, Learned()).observe(float(report.queue_s > ROOM * report.service_s))
+        means = {one: seen.mean for one, seen in self.shared.items() if seen.count >= TELLING}
+        if not means:
+            self.cheapest = per_item / company
+            return
+        top = max(means)
+        best = min(means, key=lambda one: means[one])
+        is_open = best == top and self.waited[top].mean < ROOM and (most is None or top < most.bit_length())
+        self.cheapest = means[best] * (UNTRIED if is_open else 1.0)
 
     def occupied_s(self, size: int) -> float:
         return (self.modelled.mean if self.modelled.count else self.cheapest) * size
@@ -75,9 +92,14 @@ class _Seen:
 
 
 class CallCosts:
-    """Of one component. ``cost``: its fitted cost model, where there is a profile; it then answers instead of what was seen."""
+    """Of one component. ``cost``: its fitted cost model, where there is a profile; it then answers instead of what was seen.
 
-    def __init__(self, cost: BatchCost | TokenCost | None = None, max_batch: int = 1) -> None:
+    ``most``: calls that a replica runs at once at most, where that is set.
+    """
+
+    def __init__(self, cost: BatchCost | TokenCost | None = None, max_batch: int = 1, most: int | None = None) -> None:
+        self.ratio = 1.0  #: occupied over alone seconds, over all sites as they are now
+        self._most = most
         self._cost = cost
         self._max_batch = max_batch
         self._sites: dict[str, _Seen] = {}
@@ -93,9 +115,14 @@ class CallCosts:
         """A call ended with this report."""
         size = max(size, 1)
         seen = self._of(site)
-        seen.observe(size, payload_bytes, report)
+        seen.observe(size, payload_bytes, report, self._most)
         if seen.calls <= SETTLED:
-            self._all.observe(size, payload_bytes, report)
+            self._all.observe(size, payload_bytes, report, self._most)
+        predicted = self.predict(site, size, payload_bytes)
+        if predicted.alone_s > 0.0:
+            seen.ratio = predicted.occupied_s / predicted.alone_s
+        calls = sum(one.calls for one in self._sites.values())
+        self.ratio = sum(one.ratio * one.calls for one in self._sites.values()) / calls
 
     def predict(self, site: str, size: int, payload_bytes: int) -> Predicted:
         """What is expected of a call; a site never seen is answered from the component's other sites."""

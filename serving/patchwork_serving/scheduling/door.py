@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter, deque
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from patchwork_scheduler.admission import Admission, Admit, Decision, Hold, Mode, Refuse
@@ -102,10 +102,3 @@ class Door:
 
 def _told(decision: Refuse, allowed_s: float) -> str:
     return f"predicted {decision.predicted_s:.2f} s, promised within {allowed_s:.2f} s"
-
-
-def times(ahead: Ahead, weight: int) -> Ahead:
-    """What a batch of so many inputs has ahead: as long as one of them, and so many times the demand."""
-    if weight == 1:
-        return ahead
-    return replace(ahead, demand={component: weight * seconds for component, seconds in ahead.demand.items()})

@@ -20,7 +20,7 @@ class World:
 
     def __init__(self, *replicas: str, **options: object) -> None:
         self.names = tuple(replicas)
-        options = {"admission": "refuse", **options}
+        options = {"admission": "refuse", "slots": {"llm": 1}, **options}
         self.it = Scheduling(SLO, {"llm": len(replicas)}, replicas_of=lambda _: self.names, **options)  # type: ignore[arg-type]
 
     def enter(self, run_id: str, now: float, deadline: float | None = None) -> object:
@@ -301,8 +301,33 @@ def test_tokens_are_predicted_from_the_bytes_of_the_prompt() -> None:
     assert (step.predicted.prompt_tokens, step.predicted.output_tokens) == (100, 20)
 
 
+def test_an_engine_that_had_room_is_hoped_to_be_cheaper_in_larger_company_until_calls_have_to_wait() -> None:
+    world = World("a", slots={})
+    for n in range(3):
+        world.answer(*world.call("r", n), now=n + 1.0, service_s=1.0)
+    assert world.call("r", 10.0)[0].predicted.occupied_s == pytest.approx(0.5)
+    for n in range(20, 23):
+        world.answer(*world.call("r", n), now=n + 1.0, service_s=1.0, batch=2)
+    assert world.call("r", 30.0)[0].predicted.occupied_s == pytest.approx(0.25)
+    world.answer(*world.call("r", 40.0), now=42.0, service_s=1.0, batch=2, queue_s=1.0)
+    assert world.call("r", 50.0)[0].predicted.occupied_s == pytest.approx(0.5)
+
+
+def test_what_is_learnt_of_company_counts_at_once_for_all_who_are_to_come() -> None:
+    world = World("a", slots={"llm": 4})
+    for n in range(30):
+        world.request(f"r{n}", n * 10.0, 1.0)
+    world.enter("before", 500.0)
+    assert world.it.facts(500.0)["delay_s"] == pytest.approx(0.5)
+    world.it.finished("before", 501.0, whole=False, cancelled=True)
+    for n in range(3):
+        world.answer(*world.call("x", 510.0 + n, "site0"), now=512.0 + n, service_s=1.0, batch=4)
+    world.enter("after", 520.0)
+    assert world.it.facts(520.0)["delay_s"] == pytest.approx(0.25)
+
+
 def test_what_a_call_occupies_is_learnt_from_its_company() -> None:
-    world = World("a")
+    world = World("a", slots={"llm": 4})
     for n in range(5):
         world.answer(*world.call("r", n), now=n + 1.0, service_s=1.2, batch=4)
     step, _ = world.call("r", 10.0)
