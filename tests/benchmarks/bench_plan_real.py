@@ -46,8 +46,8 @@ from patchwork_serving.sample_payloads import made_up
 
 CHAINS = Path(__file__).parent / "chains"
 IN_FLIGHT = 64
-WARM_S = 6.0
-MEASURED_S = 25.0
+WARM_S = 5.0
+MEASURED_S = 15.0
 #: Batches beyond this wait longer for one another than the closed loop of this benchmark keeps waiting.
 MAX_BATCH = 8
 

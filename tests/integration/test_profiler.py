@@ -54,6 +54,10 @@ class Replica:
         self._started = asyncio.Lock()
         self._is_started = False
 
+    def options(self, *, method_name: str, **_: Any) -> _Method:
+        method: _Method = getattr(self, method_name)
+        return method
+
     async def _ready(self) -> None:
         async with self._started:
             if not self._is_started:
