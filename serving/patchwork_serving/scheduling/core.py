@@ -112,7 +112,9 @@ class Scheduling:
         """The request ended. ``whole``: it got its answer, so that its way can be learnt from. Safe to repeat."""
         with self._lock:
             journey = self._journeys.pop(run_id, None)
-            self._door.admission.finished(run_id, now, cancelled=cancelled)
+            # who was let in before anything was known says nothing about how well the door predicts
+            blind = journey is None or journey.predicted_s <= 0.0
+            self._door.admission.finished(run_id, now, cancelled=cancelled or blind)
             if journey is None or not whole:
                 return
             self._door.judge(journey.predicted_s, now - journey.arrived)
@@ -206,7 +208,7 @@ class Scheduling:
             if report is not None and not step.shared:
                 costs = self._costs_of(step.component)
                 costs.observe(step.site, step.size, step.payload_bytes, report)
-                if not predicted.alone_s:  # the first of its kind
+                if report.batch > 1:  # meanwhile more may be known of calls alone
                     predicted = costs.predict(step.site, step.size, step.payload_bytes)
             if step.shared:
                 self.calls_shared += 1

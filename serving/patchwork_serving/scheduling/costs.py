@@ -41,7 +41,8 @@ class Predicted(NamedTuple):
 class _Seen:
     """What was seen of one call-site, or of a component's all together. Keys are powers of two: items in a call, calls run together."""
 
-    per_item: dict[int, Learned] = field(default_factory=dict)
+    per_item: dict[int, Learned] = field(default_factory=dict)  #: alone
+    crowded: dict[int, Learned] = field(default_factory=dict)  #: in company; stands in until a call ran alone
     modelled: Learned = field(default_factory=Learned)  #: occupied, per item, by the engine's own cost model
     shared: dict[int, Learned] = field(default_factory=dict)
     waited: dict[int, Learned] = field(default_factory=dict)  #: share of the calls that had to wait, by company
@@ -54,17 +55,28 @@ class _Seen:
     def observe(self, size: int, payload_bytes: int, report: Report, most: int | None) -> None:
         self.calls += 1
         per_item = report.service_s / size
-        alone = self.per_item.setdefault(size.bit_length(), Learned())
+        bucket = size.bit_length()
         if report.alone_s > 0.0:
-            alone.observe(report.alone_s / size)
+            self.per_item.setdefault(bucket, Learned()).observe(report.alone_s / size)
             self.modelled.observe(report.occupied_s / size)
-        elif report.batch <= 1 or not alone.count or per_item < alone.mean:
-            alone.observe(per_item)
+        elif report.batch <= 1:
+            self.per_item.setdefault(bucket, Learned()).observe(per_item)
+        else:
+            self._observe_crowded(bucket, per_item)
         if not self.modelled.count:
             self._observe_company(per_item, report, most)
         if report.prompt_tokens:
             self.tokens_per_byte.observe(report.prompt_tokens / max(payload_bytes, 1))
             self.output_tokens.observe(float(report.output_tokens))
+
+    def _observe_crowded(self, bucket: int, per_item: float) -> None:
+        """In company a call takes longer than alone: the fastest say most, and one faster than those alone counts as one of them."""
+        alone = self.per_item.get(bucket)
+        if alone is not None and per_item < alone.mean:
+            alone.observe(per_item)
+        crowded = self.crowded.setdefault(bucket, Learned())
+        if not crowded.count or per_item < crowded.mean:
+            crowded.observe(per_item)
 
     def _observe_company(self, per_item: float, report: Report, most: int | None) -> None:
         company = max(report.batch, 1)
@@ -84,10 +96,11 @@ class _Seen:
         return (self.modelled.mean if self.modelled.count else self.cheapest) * size
 
     def alone_s(self, size: int) -> float:
-        if not self.per_item:
+        seen = self.per_item or self.crowded
+        if not seen:
             return 0.0
         bucket = size.bit_length()
-        known = self.per_item.get(bucket) or self.per_item[min(self.per_item, key=lambda one: abs(one - bucket))]
+        known = seen.get(bucket) or seen[min(seen, key=lambda one: abs(one - bucket))]
         return known.mean * size
 
 

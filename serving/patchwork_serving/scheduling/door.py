@@ -13,7 +13,7 @@ from patchwork_scheduler.model import SloClass
 
 #: With nothing in its way, one request in so many seconds is let in although it is predicted to miss: who refuses all learns nothing,
 #: and a prediction that was made in a bad hour would hold for ever.
-PROBE_EVERY_S = 10.0
+PROBE_EVERY_S = 2.0
 KEPT_DECISIONS = 50
 
 Setting = Literal["refuse", "hold", "off"]
