@@ -74,6 +74,11 @@ class _Reader:
 
     def __init__(self, leaves: Sequence[Leaf], places: Mapping[int, str]) -> None:
         self._leaves = {id(leaf.obj): leaf for leaf in leaves}
+        self._same: dict[
+            int, list[str]
+        ] = {}  #: paths of leaves that are one object: a client, once for each of its models
+        for leaf in leaves:
+            self._same.setdefault(id(leaf.obj), []).append(leaf.path)
         self._places = places
         self._where = ""
         self._rules: dict[str, Callable[[Any], Flow]] = {
@@ -118,8 +123,8 @@ class _Reader:
     def _leaf(self, leaf: Leaf) -> Flow:
         """A store embeds the question before it searches, when it has an embedder of its own."""
         inner = [self._leaves[key] for key in parts_of(leaf.obj) if key in self._leaves and key != id(leaf.obj)]
-        site = at(leaf.path, self._where)
-        own = Flow({site: "data"}, (site,))
+        sites = tuple(at(path, self._where) for path in self._same[id(leaf.obj)])
+        own = Flow(dict.fromkeys(sites, "data"), sites)
         return in_sequence([side_by_side(self._leaf(i) for i in inner), own])
 
     def _bundle(self, part: Any) -> Flow:

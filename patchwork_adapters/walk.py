@@ -130,6 +130,9 @@ class _Walked:
         while waiting:  # breadth first: the first path to an object is a shortest one
             key = waiting.popleft()
             path = walked.paths[key]
+            if _is_openai(walked.objects[key]):
+                walked.inside[key] = []  # a client's machinery is no part of the chain, and may be ours
+                continue
             walked.inside[key] = [
                 child
                 for step, value in children(walked.objects[key])

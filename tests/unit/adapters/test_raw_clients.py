@@ -105,6 +105,27 @@ def test_calls_of_a_raw_client_go_to_the_component_of_their_model_and_name_their
     ]
 
 
+def test_the_machinery_of_a_client_that_is_cut_is_not_walked(program: ModuleType) -> None:
+    from patchwork_adapters.inspection import inspect_chain
+    from patchwork_adapters.openai_cut import OpenAICut
+
+    before = walk(program, "chain")
+    with Bridge(FakeCluster()) as bridge:
+        cut = OpenAICut(bridge, lambda *_: None)
+        assert cut.attach(program.client)
+        found = walk(program, "chain")
+        graph = inspect_chain(program.chain, program, root="chain")
+        cut.undo()
+    assert (found.opaque, [leaf.path for leaf in found.leaves]) == (
+        before.opaque,
+        [leaf.path for leaf in before.leaves],
+    )
+    assert {(e.source, e.target) for e in graph.edges} == {
+        ("__start__", "client('embed')"), ("__start__", "client('small')"),
+        ("client('embed')", "__end__"), ("client('small')", "__end__"),
+    }  # fmt: skip
+
+
 def test_other_clients_are_named_with_the_line_that_uses_them(program: ModuleType) -> None:
     assert why(walk(program, "chain")) == {
         "db": "a database connection (sqlite3.Connection): its calls stay in the orchestrator; used at raw_program.py:15",
