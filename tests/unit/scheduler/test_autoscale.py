@@ -74,7 +74,7 @@ def test_what_grows_is_provisioned_for_the_time_when_a_new_replica_serves() -> N
 
 def test_noise_between_the_bounds_changes_nothing() -> None:
     world = World(CHAIN, {"search": 1, "llm": 3}, seed=4)
-    assert world.run(Autoscaler(CHAIN, CORES), lambda _: 20.0, 1800.0) == []
+    assert world.run(Autoscaler(CHAIN, CORES), lambda _: 20.0, 900.0) == []
 
 
 def test_a_branch_that_one_request_in_ten_takes_gets_a_tenth() -> None:
@@ -263,7 +263,7 @@ def bursts(rate: float, now: float) -> float:
     return 5 * rate * (random.Random(now // 20).random() < 0.15)
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(
     shape=st.sampled_from([constant, diurnal, steps, bursts]),
     rate=st.floats(0.5, 200.0),
@@ -282,7 +282,7 @@ def test_over_any_trace_nothing_flaps_overruns_the_resources_or_falls_below_its_
         chain, Resources.machine(cpus=cores), scaling, bounds={"llm": Bounds(least, None)}, slo_s=2.0
     )
     world = World(chain, {"search": 1, "llm": max(1, least)}, seed=seed)
-    world.run(autoscaler, lambda now: shape(rate, now), 900.0)
+    world.run(autoscaler, lambda now: shape(rate, now), 600.0)
     for decision in world.decisions:
         assert decision.targets["search"] + decision.targets["llm"] <= cores
         assert decision.targets["llm"] >= least
@@ -290,13 +290,13 @@ def test_over_any_trace_nothing_flaps_overruns_the_resources_or_falls_below_its_
         assert all(change.why for change in decision.changes)
     for name in world.targets:
         # every turn downwards comes settle_s after the change before it
-        assert turns(world.changes(name)) <= 2 * 900 / max(30.0, 3 * cold_start_s) + 1
+        assert turns(world.changes(name)) <= 2 * 600 / max(30.0, 3 * cold_start_s) + 1
 
 
-@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("seed", range(3))
 def test_poisson_noise_around_a_constant_rate_settles(seed: int) -> None:
     world = World(CHAIN, {"search": 1, "llm": 1}, seed=seed)
     autoscaler = Autoscaler(CHAIN, CORES, slo_s=2.0)
     world.run(autoscaler, lambda _: 23.0, 300.0)
-    later = world.run(autoscaler, lambda _: 23.0, 1800.0)
+    later = world.run(autoscaler, lambda _: 23.0, 1200.0)
     assert len(later) <= 4, [change.what for change in later]
