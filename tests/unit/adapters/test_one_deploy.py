@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -32,7 +35,7 @@ def clean_path() -> Iterator[None]:
     before = list(sys.path)
     yield
     sys.path[:] = before
-    for name in ("openai_lcel", "openai_llama"):
+    for name in ("openai_lcel", "openai_llama", "big_import"):
         sys.modules.pop(name, None)
 
 
@@ -107,3 +110,37 @@ async def test_another_process_answers_the_same_without_doing_the_imports_work_a
     assert {call.component for call in cluster.calls} == {"llm", "embedder", "store"}
     assert {call.leaf for call in cluster.calls} == set(assignments)
     assert all(b"sk-secret" not in call.payload for call in cluster.calls)
+
+
+#: What a second process does: imports the module with the record, and with nobody to ask.
+SECOND = """
+import json, sys
+from pathlib import Path
+from patchwork_adapters.bridge import Bridge
+from patchwork_adapters.openai_cut import OpenAICut
+from patchwork_adapters.record import ImportRecord, ReplayTransport
+from patchwork_adapters.target import load_target, parse_target
+
+replay = ReplayTransport(ImportRecord.load(Path(sys.argv[2])))
+with Bridge(replay) as bridge:
+    OpenAICut(bridge, lambda base_url, path, model: {"embed": "embedder", "small": "llm"}.get(model)).install()
+    module = load_target(parse_target(sys.argv[1])).module
+print(json.dumps({"asked": replay.num_missed, "rows": len(module.store.store), "contents": module.contents()}))
+"""
+
+
+def test_two_thousand_passages_embedded_at_import_are_not_embedded_again_by_a_second_process(tmp_path: Path) -> None:
+    cluster, record = FakeCluster(), ImportRecord()
+    with Bridge(RecordingTransport(cluster, record)) as bridge:
+        cut = OpenAICut(bridge, route)
+        cut.install()
+        first = fresh("big_import.py").module
+        cut.undo()
+    assert len(cluster.calls) >= 1
+    record.save(tmp_path / "record")
+    ran = subprocess.run(
+        [sys.executable, "-c", SECOND, str(FILES / "big_import.py"), str(tmp_path / "record")],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+        capture_output=True, text=True, check=True, timeout=120,
+    )  # fmt: skip
+    assert json.loads(ran.stdout) == {"asked": 0, "rows": 2000, "contents": first.contents()}
