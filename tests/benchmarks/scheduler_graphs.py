@@ -50,7 +50,8 @@ def ircot() -> Workload:
     return Workload(
         "embed",
         [
-            Site("embed", "embedder", ways=(Way("search", 1.0),)),
+            # the sixth retrieval is not made: the fifth thought is followed by the answer
+            Site("embed", "embedder", ways=(Way("search", 1.0),), max_visits=5),
             Site("search", "retriever", ways=(Way("rerank", 1.0),)),
             Site("rerank", "reranker", size=16, ways=(Way("think", 1.0),)),
             Site("think", "small", prompt_tokens=900, output_tokens=40, output_spread=0.4, max_visits=5,
