@@ -7,6 +7,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
+
+# how fast examples are made and run depends on what else the machine does, which is not what properties test
+settings.register_profile("patchwork", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("patchwork")
 
 
 @pytest.fixture(scope="session")
