@@ -11,9 +11,10 @@ Delays of all requests that end are held against those predicted, and their rati
 delays a request depends on the engines (where prefills ride along with decodes, it is less than the work).
 
 How much delay is allowed: what slows the mean request by a share slows one that takes a rare branch, or writes a long answer, by the same
-share. Nobody knows beforehand which one it will be. So a request may be stretched as far as the one with ``high_work_s`` can bear. What is
-still not known is learnt as a margin: it narrows when accepted requests miss more often than promised, and widens slowly when
-requests that were let in late made it.
+share. Nobody knows beforehand which one it will be. So a request may be stretched as far as the one with ``high_work_s`` can bear. Of few
+requests that is the longest, often the first, which found everything cold: it counts only once somebody missed. What is still not known
+is learnt as a margin: it narrows when accepted requests miss more often than promised, and widens slowly when requests that were let in
+late made it.
 
 What is accepted is never dropped for what comes later: nothing here takes an acceptance back.
 """
@@ -24,7 +25,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-from patchwork_scheduler.estimate import Ahead
+from patchwork_scheduler.estimate import ENOUGH, Ahead
 from patchwork_scheduler.model import SloClass
 
 #: Once shut, the door opens when the prediction is this much better than what shut it: no flapping at the threshold.
@@ -106,6 +107,7 @@ class Admission:
         self._shut: set[str] = set()
         self._shares: dict[str, float] = {one.name: 0.0 for one in classes}
         self.margin = 1.0
+        self._missed = False  # whether any request that was let in ever did
         # decayed means over requests that ended and tell something
         self._compared = 0
         self._delay_predicted = self._delay_real = 0.0
@@ -202,6 +204,7 @@ class Admission:
             return
         self._compare(accepted, now)
         if now > accepted.deadline:
+            self._missed = True
             self.margin = max(MARGIN_LOW, self.margin * (1.0 - MARGIN_STEP))
         elif accepted.predicted_share > TELLING:
             step = MARGIN_STEP * (1.0 - accepted.slo.target_share)
@@ -237,7 +240,8 @@ class Admission:
 
     def _allowed_s(self, slo: SloClass, ahead: Ahead, left_s: float) -> float:
         """By how much a request with ``left_s`` to its deadline may be delayed."""
-        high = max(ahead.high_work_s, ahead.work_s)
+        is_known = self._missed or ahead.samples >= ENOUGH
+        high = max(ahead.high_work_s, ahead.work_s) if is_known else ahead.work_s
         stretch = (left_s / high - 1.0) * ahead.work_s if high > 0.0 else left_s
         least = UNKEEPABLE * (left_s - ahead.work_s)
         return max(stretch * self.margin, least) * self._class_part(slo)

@@ -19,6 +19,8 @@ from patchwork_scheduler.model import State
 DECAY = 0.02
 #: What ``high_work_s`` is a quantile of: the share that SLO classes promise by default, so that the tail is known as far as it is promised.
 QUANTILE = 0.98
+#: With fewer requests than this, none lies above it: the quantile is the longest of them.
+ENOUGH = round(1 / (1 - QUANTILE))
 #: How many requests the quantile is taken of: five of them lie above it.
 WINDOW = 256
 
@@ -44,6 +46,9 @@ class Recent:
     def __init__(self) -> None:
         self._order: deque[float] = deque()
         self._sorted: list[float] = []
+
+    def __len__(self) -> int:
+        return len(self._order)
 
     def observe(self, value: float) -> None:
         self._order.append(value)
@@ -80,6 +85,7 @@ class Ahead:
     high_work_s: float  #: not exceeded by QUANTILE of the requests: branches and long outputs that nobody can foresee
     time_s: float
     demand: Mapping[str, float]  #: component -> seconds of a replica
+    samples: int = ENOUGH  #: requests that high_work_s is taken of
 
     @property
     def known(self) -> bool:
@@ -149,6 +155,7 @@ class Estimates:
                 max(knowledge.recent.quantile(), knowledge.work.mean),
                 knowledge.time.mean,
                 {component: learned.mean for component, learned in knowledge.demand.items()},
+                len(knowledge.recent),
             )
         return knowledge.ahead
 

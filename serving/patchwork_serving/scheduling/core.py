@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import heapq
 import itertools
 import threading
@@ -281,7 +282,7 @@ class Scheduling:
             name: weight * seconds * (costs[name].ratio if name in costs else 1.0)
             for name, seconds in ahead.demand.items()
         }
-        return Ahead(ahead.work_s, ahead.high_work_s, ahead.time_s, demand)
+        return dataclasses.replace(ahead, demand=demand)
 
     def _behind_s(self, ahead: Ahead, now: float) -> float:
         """Work waiting in the replicas, that of other doors included."""

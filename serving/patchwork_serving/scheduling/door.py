@@ -14,6 +14,8 @@ from patchwork_scheduler.model import SloClass
 #: With nothing in its way, one request in so many seconds is let in although it is predicted to miss: who refuses all learns nothing,
 #: and a prediction that was made in a bad hour would hold for ever.
 PROBE_EVERY_S = 2.0
+#: Until so many predictions were held against what came of them, whoever finds nobody inside is let in.
+PROBE_FREELY = 10
 KEPT_DECISIONS = 50
 
 Setting = Literal["refuse", "hold", "off"]
@@ -66,7 +68,8 @@ class Door:
         judged.error += abs(predicted_s - actual_s)
 
     def _may_probe(self, now: float) -> bool:
-        return not len(self.admission) and now - self._probed >= PROBE_EVERY_S
+        spacing = PROBE_EVERY_S if self.calibration.count >= PROBE_FREELY else 0.0
+        return not len(self.admission) and now - self._probed >= spacing
 
     def _count(self, name: str, decision: Decision, allowed_s: float, now: float) -> None:
         match decision:

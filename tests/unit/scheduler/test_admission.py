@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from patchwork_scheduler.admission import Admission, Admit, Hold, Mode, Refuse
-from patchwork_scheduler.estimate import Ahead
+from patchwork_scheduler.estimate import ENOUGH, Ahead
 from patchwork_scheduler.model import SloClass
 
 FAST = SloClass("fast", 2.0)
@@ -123,6 +125,16 @@ def test_a_request_is_stretched_only_as_far_as_the_rare_long_one_bears() -> None
     assert isinstance(
         door().decide(FAST, Ahead(0.5, 2.5, 0.5, {"llm": 0.5}), 0.0, 2.0), Admit
     )  # late even alone: no reason
+
+
+def test_the_longest_of_few_requests_says_nothing_of_the_rare_one_until_somebody_misses() -> None:
+    few = Ahead(0.5, 1.6, 0.5, {"llm": 0.5}, samples=ENOUGH - 1)  # the first found everything cold
+    admission = door()
+    fill(admission, 2)
+    assert isinstance(admission.decide(FAST, few, 0.0, 2.0), Admit)
+    assert isinstance(admission.decide(FAST, replace(few, samples=ENOUGH), 0.0, 2.0), Refuse)
+    admission.finished("fast0@0.0", 2.5)
+    assert isinstance(admission.decide(FAST, few, 2.5, 4.5), Refuse)
 
 
 def test_delays_that_prove_smaller_than_the_work_of_others_are_predicted_smaller() -> None:

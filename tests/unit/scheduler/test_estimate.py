@@ -90,6 +90,7 @@ def test_a_branch_that_few_requests_take_is_in_what_may_lie_ahead() -> None:
     ahead = estimates.ahead(GRADE)
     assert ahead.work_s < 1.5
     assert ahead.high_work_s == pytest.approx(3.1)
+    assert ahead.samples == 100
 
 
 @pytest.mark.parametrize("deadline", [0.0, -1.0, float("nan"), float("inf")])

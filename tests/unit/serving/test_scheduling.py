@@ -172,12 +172,31 @@ def test_nobody_is_refused_before_anything_is_known() -> None:
 
 def test_what_takes_too_long_even_alone_is_tried_now_and_then_because_predictions_grow_old() -> None:
     world = World("a")
-    world.request("slow", 0.0, 5.0)
+    for n in range(11):
+        world.request(f"slow{n}", n * 6.0, 5.0)
     decisions = [world.enter(f"r{n}", 100.0 + n / 10) for n in range(2)]
     assert [type(one) for one in decisions] == [Admit, Refuse]  # the first with nobody inside is let in to learn
     world.it.finished("r0", 101.0, whole=False)
     assert isinstance(world.enter("soon", 101.5), Refuse)
     assert isinstance(world.enter("later", 102.1), Admit)
+
+
+def test_whoever_finds_nobody_inside_is_let_in_while_little_is_known() -> None:
+    world = World("a")
+    world.request("cold", 0.0, 5.0)
+    for n in range(10):
+        assert isinstance(world.enter(f"r{n}", 100.0 + n / 10), Admit)
+        assert isinstance(world.enter(f"s{n}", 100.0 + n / 10), Refuse)
+        world.it.finished(f"r{n}", 100.05 + n / 10, whole=False)
+
+
+def test_one_cold_request_does_not_set_the_door() -> None:
+    world = World("a")
+    world.request("cold", 0.0, 1.9)
+    for n in range(20):
+        world.request(f"r{n}", 10.0 + n, 0.2)
+    assert [type(world.enter(f"s{n}", 100.0)) for n in range(4)] == [Admit] * 4
+    assert world.it.facts(100.0)["delay_s"] > 0.3
 
 
 def test_a_crowd_that_came_before_anything_was_known_does_not_shut_the_door_for_those_after_it() -> None:
