@@ -13,8 +13,8 @@ delays a request depends on the engines (where prefills ride along with decodes,
 How much delay is allowed: what slows the mean request by a share slows one that takes a rare branch, or writes a long answer, by the same
 share. Nobody knows beforehand which one it will be. So a request may be stretched as far as the one with ``high_work_s`` can bear. Of few
 requests that is the longest, often the first, which found everything cold: it counts only once somebody missed. What is still not known
-is learnt as a margin: it narrows when accepted requests miss more often than promised, and widens slowly when requests that were let in
-late made it.
+is learnt as a margin: it narrows when accepted requests miss more often than promised, widens slowly when requests that were let in
+late made it, and recovers where little goes on.
 
 What is accepted is never dropped for what comes later: nothing here takes an acceptance back.
 """
@@ -32,6 +32,8 @@ from patchwork_scheduler.model import SloClass
 REOPEN = 0.95
 #: Of the time that a request has to spare, lost per step of priority below the highest class.
 PRIORITY_STEP = 0.25
+#: A request refused with less than this of its class's time was its own client's hurry: the door is not shut for the others.
+USUAL = 0.9
 MARGIN_LOW, MARGIN_HIGH = 0.2, 1.5
 #: Where the rare request misses even alone, no stretch keeps the promise: of what the mean request has to spare, this much is allowed.
 UNKEEPABLE = 0.2
@@ -44,7 +46,7 @@ RATIO_PRIOR, PRIOR_DELAY = 20, 0.5
 RATIO_TELLING = 0.25
 #: Step of the margin when a request misses; for one in time it is as much smaller as the promise is high.
 MARGIN_STEP = 0.02
-#: A request that was predicted to be delayed by less than this of its allowance says nothing about the margin.
+#: A request that was predicted to be delayed by less than this of its allowance widens the margin no further than to 1.
 TELLING = 0.6
 #: Weight of a new admission in the shares of classes.
 SHARE_DECAY = 0.01
@@ -148,7 +150,8 @@ class Admission:
         if delay <= (allowed * REOPEN if slo.name in self._shut else allowed):
             self._shut.discard(slo.name)
             return Admit(predicted)
-        self._shut.add(slo.name)
+        if deadline - now >= USUAL * slo.deadline_s:
+            self._shut.add(slo.name)
         # work drains at one second per second; a request that is too long even for an idle system gains nothing by waiting
         return Refuse(predicted, delay - max(allowed, 0.0) * REOPEN)
 
@@ -205,10 +208,12 @@ class Admission:
         self._compare(accepted, now)
         if now > accepted.deadline:
             self._missed = True
-            self.margin = max(MARGIN_LOW, self.margin * (1.0 - MARGIN_STEP))
-        elif accepted.predicted_share > TELLING:
+            if accepted.predicted_share > RATIO_TELLING:  # else it had plenty of room, and no door could have helped it
+                self.margin = max(MARGIN_LOW, self.margin * (1.0 - MARGIN_STEP))
+        else:
             step = MARGIN_STEP * (1.0 - accepted.slo.target_share)
-            self.margin = min(MARGIN_HIGH, self.margin * (1.0 + step))
+            most = MARGIN_HIGH if accepted.predicted_share > TELLING else max(self.margin, 1.0)
+            self.margin = min(most, self.margin * (1.0 + step))
 
     @property
     def ratio(self) -> float:

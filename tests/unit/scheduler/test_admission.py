@@ -68,6 +68,15 @@ def test_the_door_does_not_flap_at_the_threshold() -> None:
     assert isinstance(admission.decide(FAST, ahead(0.49), 0.0, 2.0), Admit)
 
 
+def test_a_client_in_a_hurry_of_its_own_does_not_shut_the_door_for_its_class() -> None:
+    admission = door()
+    fill(admission, 3)
+    assert isinstance(admission.decide(FAST, ahead(), 0.0, 0.1), Refuse)
+    assert isinstance(
+        admission.decide(FAST, ahead(0.49), 0.0, 2.0), Admit
+    )  # 1.51 s to spare, which a shut door would make 1.43
+
+
 def test_what_a_request_has_done_makes_room() -> None:
     admission = door()
     fill(admission, 4)
@@ -104,6 +113,20 @@ def test_misses_narrow_the_margin_and_requests_in_time_widen_it() -> None:
     admission.accepted("good", FAST, ahead(), 2.0, 0.0, 1.9)
     admission.finished("good", 1.5)
     assert narrowed < admission.margin < 1.0
+
+
+def test_a_miss_that_was_not_the_doors_leaves_the_margin_and_low_load_lets_it_recover() -> None:
+    admission = door()
+    admission.accepted("stalled", FAST, ahead(), 2.0, 0.0, 0.5)
+    admission.finished("stalled", 60.0)
+    assert admission.margin == 1.0
+    admission.accepted("late", FAST, ahead(), 2.0, 0.0, 1.9)
+    admission.finished("late", 2.5)
+    assert admission.margin < 1.0
+    for i in range(100):
+        admission.accepted(f"easy{i}", FAST, ahead(), 2.0, 0.0, 0.5)
+        admission.finished(f"easy{i}", 0.5)
+    assert admission.margin == 1.0
 
 
 def test_a_request_that_was_cancelled_or_had_time_to_spare_teaches_nothing() -> None:
