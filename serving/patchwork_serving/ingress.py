@@ -65,6 +65,7 @@ class Ingress:
             costs={spec.id: cost_of(spec.cost) for spec in release.components if spec.cost is not None},
             replicas_of=serve_replicas(release.name),
             slots={spec.id: spec.slots for spec in release.components if spec.slots is not None},
+            batches={spec.id: spec.max_batch for spec in release.components},
             llms=[spec.id for spec in release.components if spec.kind == "llm"],
         )
 

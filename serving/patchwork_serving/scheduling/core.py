@@ -58,6 +58,7 @@ class Scheduling:
     ``replicas``: component -> replicas planned, until Serve tells of others. ``ingresses``: how many processes share their work; each
     counts on its part of it, and learns of the others' work from the replicas' reports.
     ``llms``: components whose replicas may keep the beginnings of prompts. ``slots``: calls that a replica runs at once, where that is set.
+    ``batches``: items that a replica runs in one batch.
     """
 
     def __init__(
@@ -72,6 +73,7 @@ class Scheduling:
         replicas_of: ReplicasOf = _none_known,
         llms: Collection[str] = (),
         slots: Mapping[str, int] | None = None,
+        batches: Mapping[str, int] | None = None,
     ) -> None:
         self._lock = threading.Lock()
         self._classes = dict(classes or {})
@@ -81,6 +83,7 @@ class Scheduling:
         self._estimates = Estimates()
         self._fitted = dict(costs or {})
         self._slots = dict(slots or {})
+        self._batches = dict(batches or {})
         self._costs: dict[str, CallCosts] = {}
         self._replicas: dict[str, Replicas] = {}
         self._replicas_of = replicas_of
@@ -259,7 +262,9 @@ class Scheduling:
     def _costs_of(self, component: str) -> CallCosts:
         costs = self._costs.get(component)
         if costs is None:
-            costs = self._costs[component] = CallCosts(self._fitted.get(component), most=self._slots.get(component))
+            costs = self._costs[component] = CallCosts(
+                self._fitted.get(component), self._batches.get(component, 1), self._slots.get(component)
+            )
         return costs
 
     def _replicas_at(self, component: str, now: float) -> Replicas:

@@ -107,7 +107,7 @@ class _Seen:
 class CallCosts:
     """Of one component. ``cost``: its fitted cost model, where there is a profile; it then answers instead of what was seen.
 
-    ``most``: calls that a replica runs at once at most, where that is set.
+    ``max_batch``: items that it runs in one batch at most. ``most``: calls that a replica runs at once at most, where that is set.
     """
 
     def __init__(self, cost: BatchCost | TokenCost | None = None, max_batch: int = 1, most: int | None = None) -> None:
@@ -145,7 +145,8 @@ class CallCosts:
         output = round(seen.output_tokens.mean)
         cost = self._cost
         if isinstance(cost, BatchCost):
-            return Predicted(cost(size), cost.per_item_s(self._max_batch) * size, prompt, output)
+            alone = cost(size)
+            return Predicted(alone, min(alone, cost.per_item_s(self._max_batch) * size), prompt, output)
         if cost is not None and prompt:
             return Predicted(cost.alone_s(prompt, output), cost.occupied_s(prompt, output), prompt, output)
         alone = seen.alone_s(size)

@@ -8,8 +8,10 @@ from patchwork_adapters.context import RequestContext
 from patchwork_adapters.graph import END, START, CallSite, ComponentGraph, Edge
 from patchwork_adapters.transport import LeafCall
 from patchwork_scheduler.admission import Admit, Hold, Refuse
+from patchwork_scheduler.cost import BatchCost
 from patchwork_scheduler.model import SloClass
 from patchwork_serving.scheduling import Scheduling, Sending, Step
+from patchwork_serving.scheduling.costs import CallCosts
 from patchwork_serving.wire import Report
 
 SLO = {"fast": SloClass("fast", 2.0)}
@@ -376,6 +378,19 @@ def test_the_engines_own_model_is_believed_before_what_was_measured_in_company()
     world.answer(*world.call("r", 0.0), now=3.0, service_s=3.0, batch=9, alone_s=0.8, occupied_s=0.1)
     step, _ = world.call("r", 4.0)
     assert (step.predicted.alone_s, step.predicted.occupied_s) == (pytest.approx(0.8), pytest.approx(0.1))
+
+
+@pytest.mark.parametrize(("batches", "occupied_s"), [({"llm": 4}, 0.25), ({}, 1.0)])
+def test_a_profiled_call_occupies_its_share_of_the_batches_that_its_replicas_run(
+    batches: dict[str, int], occupied_s: float
+) -> None:
+    world = World("a", costs={"llm": BatchCost((1, 4, 64), (1.0, 1.0, 2.0))}, batches=batches)
+    predicted = world.call("r", 0.0)[0].predicted
+    assert (predicted.alone_s, predicted.occupied_s) == (pytest.approx(1.0), pytest.approx(occupied_s))
+
+
+def test_a_call_of_many_items_occupies_no_more_than_it_takes() -> None:
+    assert CallCosts(BatchCost((1, 8), (1.0, 2.0)), max_batch=1).predict("site", 8, 0)[:2] == (2.0, 2.0)
 
 
 def test_sample_runs_say_what_lies_ahead_before_any_traffic() -> None:
