@@ -26,6 +26,8 @@ from patchwork_adapters.sites import LINES, Use, lines_above, note_fault, part, 
 _PREFIXES = (
     ("seq:step:", "{}"), ("map:key:", "{{{}}}"), ("branch:", "branch{}"), ("condition:", "if{}"), ("retriever_", "retriever{}"),
 )  # fmt: skip
+#: How tags begin by which LangChain and LangGraph say where a run is.
+STRUCTURAL = (*(prefix for prefix, _ in _PREFIXES), "graph:step:")
 
 #: The callback manager that the running model or retriever was given.
 _GIVEN: ContextVar[Any] = ContextVar("patchwork_given_manager", default=None)

@@ -262,7 +262,7 @@ class RayTransport:
             leaf=call.leaf,
             method=call.method,
             payload=call.payload,
-            site=call.site,
+            site=step.site,
             size=call.size,
             stream=call.stream,
             remaining_s=self._remaining(call),

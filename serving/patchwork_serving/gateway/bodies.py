@@ -10,6 +10,7 @@ from uuid import UUID
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from starlette.requests import Request
 
+from patchwork_adapters.sites_langchain import STRUCTURAL
 from patchwork_serving.gateway.faults import BodyTooLarge, BodyTooSlow, InvalidRequest
 from patchwork_serving.gateway.serialize import loads
 from patchwork_serving.gateway.settings import GatewaySettings
@@ -32,10 +33,12 @@ class RunConfig(BaseModel):
     configurable: dict[str, Any] | None = None
 
     def to_config(self) -> dict[str, Any]:
-        """As a RunnableConfig without a run id."""
+        """As a RunnableConfig without a run id, and without tags that would tell calls of other places than where they are made."""
         config = self.model_dump(exclude_none=True, exclude={"run_id"})
         if config.get("recursion_limit") == _LANGCHAIN_RECURSION_LIMIT:
             del config["recursion_limit"]
+        if "tags" in config:
+            config["tags"] = [tag for tag in config["tags"] if not tag.startswith(STRUCTURAL)]
         if "configurable" in config:
             # keys with two underscores steer LangGraph's own machinery
             config["configurable"] = {k: v for k, v in config["configurable"].items() if not k.startswith("__")}

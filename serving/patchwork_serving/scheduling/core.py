@@ -25,6 +25,8 @@ from patchwork_serving.wire import Report
 
 #: component -> unique ids of its replicas; the same object until they change
 ReplicasOf = Callable[[str], tuple[str, ...]]
+#: Call-sites told apart; calls at others count for their component.
+MAX_SITES = 512
 
 
 def _none_known(component: str) -> tuple[str, ...]:
@@ -84,6 +86,7 @@ class Scheduling:
         self._fitted = dict(costs or {})
         self._slots = dict(slots or {})
         self._batches = dict(batches or {})
+        self._sites: set[str] = set()  # known ones
         self._costs: dict[str, CallCosts] = {}
         self._replicas: dict[str, Replicas] = {}
         self._replicas_of = replicas_of
@@ -133,7 +136,7 @@ class Scheduling:
         with self._lock:
             request = call.request
             run_id = request.run_id if request else ""
-            site = call.site or call.component
+            site = self._site(call)
             payload_bytes = len(call.payload)
             predicted = self._costs_of(call.component).predict(site, call.size, payload_bytes)
             journey, stay, ahead = self._journeys.get(run_id), None, None
@@ -252,8 +255,19 @@ class Scheduling:
 
     # -- inside the lock -------------------------------------------------------------------------------------------
 
+    def _site(self, call: LeafCall) -> str:
+        """The call-site that the call counts for. What a client sends decides which there are, in some chains: not without end."""
+        site = call.site or call.component
+        if site in self._sites or site == call.component:
+            return site
+        if len(self._sites) >= MAX_SITES:
+            return call.component
+        self._sites.add(site)
+        return site
+
     def _seed(self, graph: ComponentGraph) -> None:
         for site in graph.call_sites:
+            self._sites.add(site.id)
             if site.seconds is not None:
                 self._costs_of(site.component).seed(site.id, site.seconds)
         for name, work_s, demand in seeds(graph):

@@ -11,6 +11,7 @@ from langchain_core.runnables import RunnableLambda
 from kit.gateway import ANSWER, Gate, LcelRunner, chat_model, client, events, gateway, rag_chain
 from patchwork_adapters.errors import ComponentUnavailable
 from patchwork_serving.gateway import GatewayMetrics, GatewaySettings, ObservedCall, build_gateway
+from patchwork_serving.gateway.bodies import RunConfig
 from patchwork_serving.telemetry import names
 
 QUESTION = {"input": "What is indentation for?"}
@@ -42,6 +43,11 @@ async def test_a_config_passes_only_what_a_client_may_set() -> None:
     (seen,) = runner.configs
     assert str(seen.pop("run_id")) == response.json()["metadata"]["run_id"]
     assert seen == {"tags": ["t"], "metadata": {"user": "u"}, "configurable": {}}
+
+
+def test_a_clients_tags_do_not_say_where_calls_are_made() -> None:
+    structural = ["seq:step:2", "map:key:a", "branch:1", "condition:1", "retriever_1", "graph:step:3"]
+    assert RunConfig(tags=["mine", *structural, "my branch:1"]).to_config()["tags"] == ["mine", "my branch:1"]
 
 
 async def test_messages_arrive_as_messages() -> None:

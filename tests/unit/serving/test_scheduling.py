@@ -11,6 +11,7 @@ from patchwork_scheduler.admission import Admit, Hold, Refuse
 from patchwork_scheduler.cost import BatchCost
 from patchwork_scheduler.model import SloClass
 from patchwork_serving.scheduling import Scheduling, Sending, Step
+from patchwork_serving.scheduling.core import MAX_SITES
 from patchwork_serving.scheduling.costs import CallCosts
 from patchwork_serving.wire import Report
 
@@ -80,6 +81,17 @@ def test_loops_are_told_apart_by_their_count() -> None:
         world.it.finished(f"r{n}", now + 2.5, whole=True)
     # half a second of the chain's own lies between the turns
     assert [prediction(world, "think", loop)["work_s"] for loop in range(3)] == pytest.approx([2.5, 1.5, 0.5])
+
+
+def test_call_sites_without_end_count_for_their_component() -> None:
+    graph = ComponentGraph("t", "langchain", (), (CallSite("sampled", "llm", seconds=0.2),), ())
+    world = World("a", graph=graph)
+    steps = [world.call("r", 0.0, f"site{n}")[0] for n in range(2 * MAX_SITES)]
+    sites = {step.site for step in steps}
+    assert len(sites) == MAX_SITES  # the sampled one is known as well, and all others are "llm"
+    assert steps[0].site == "site0"
+    assert steps[-1].site == "llm"
+    assert [world.call("r", 0.0, site)[0].site for site in ("sampled", "site0", "new")] == ["sampled", "site0", "llm"]
 
 
 def test_branches_that_run_side_by_side_count_once() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import time
 from collections.abc import AsyncIterator, Callable
 from typing import Any
@@ -18,6 +19,7 @@ from patchwork_adapters.transport import LeafCall
 from patchwork_serving import transport as transport_module
 from patchwork_serving.release import ComponentSpec
 from patchwork_serving.scheduling import Scheduling
+from patchwork_serving.scheduling.core import MAX_SITES
 from patchwork_serving.sharing import Sharing
 from patchwork_serving.transport import RayTransport
 from patchwork_serving.wire import CallFrame, ErrorFrame, ReplyFrame, Report
@@ -153,6 +155,14 @@ async def test_a_call_tells_the_replica_what_is_promised_and_predicted() -> None
     assert second.due_s == pytest.approx(5.0, abs=0.5)
     assert (second.ahead_s, second.after_s) == (pytest.approx(2.0), 0.0)
     assert (second.prompt_tokens, second.output_tokens) == (4, 8)
+
+
+async def test_a_replica_is_told_the_call_site_that_the_call_counts_for() -> None:
+    handle = Handle(ok())
+    transport = RayTransport(lambda _: handle)
+    for n in range(MAX_SITES + 1):
+        await transport.call(dataclasses.replace(call(), site=f"site{n}"))
+    assert (handle.frames[0].site, handle.frames[-1].site) == ("site0", "llm")
 
 
 async def test_the_router_forgets_calls_however_they_end() -> None:
