@@ -172,6 +172,8 @@ class RayTransport:
                     if not ended:  # the reader left: stop the work behind it
                         frames.cancel()
                     self._scheduling.left(sending)
+                if delivered:
+                    raise ComponentUnavailable(f"the answer of {call.component} broke off")
             raise _unavailable(call)
 
     # -- whole replies ---------------------------------------------------------------------------------------------

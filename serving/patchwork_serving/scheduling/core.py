@@ -120,7 +120,8 @@ class Scheduling:
         with self._lock:
             journey = self._journeys.pop(run_id, None)
             # who was let in before anything was known says nothing about how well the door predicts
-            blind = journey is None or journey.predicted_s <= 0.0
+            # and a batch, whose inputs delay one another, nothing about others
+            blind = journey is None or journey.predicted_s <= 0.0 or journey.weight > 1
             self._door.admission.finished(run_id, now, cancelled=cancelled or blind)
             if journey is None or not whole:
                 return

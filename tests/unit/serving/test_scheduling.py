@@ -155,6 +155,18 @@ def test_a_batch_and_a_request_without_its_whole_answer_teach_nothing() -> None:
     assert world.it.facts(9.0)["in_flight"] == 0
 
 
+def test_a_batch_that_comes_late_does_not_narrow_the_door_for_others() -> None:
+    world = World("a")
+    world.request("r", 0.0, 0.5)
+    world.enter("before", 100.0)
+    world.it.decide("batch", "fast", 102.0, 100.0, weight=3)
+    world.it.finished("batch", 110.0, whole=True)
+    assert world.it.facts(110.0)["margin"] == 1.0
+    world.it.decide("single", "fast", 102.0, 100.0)
+    world.it.finished("single", 110.0, whole=True)
+    assert world.it.facts(110.0)["margin"] < 1.0
+
+
 def test_a_batch_counts_as_often_as_it_has_inputs() -> None:
     world = World("a")
     world.request("r", 0.0, 0.5)

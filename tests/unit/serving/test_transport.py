@@ -333,6 +333,18 @@ async def test_a_stream_starts_again_elsewhere_only_before_its_first_frame() -> 
     assert len(handle.frames) == 2
 
 
+async def test_a_stream_that_breaks_off_without_its_last_frame_is_not_sent_again() -> None:
+    async def breaks_off(frame: CallFrame) -> AsyncIterator[bytes]:
+        yield ReplyFrame((b"a",), last=False).to_bytes()
+
+    handle = Handle(breaks_off)
+    seen: list[bytes] = []
+    with pytest.raises(ComponentUnavailable, match="broke off"):
+        async for frame in RayTransport(lambda _: handle).stream(call(stream=True)):
+            seen.append(frame)
+    assert (seen, len(handle.frames)) == ([b"a"], 1)
+
+
 async def test_leaving_a_stream_cancels_it_in_the_replica() -> None:
     async def endless(frame: CallFrame) -> AsyncIterator[bytes]:
         while True:
