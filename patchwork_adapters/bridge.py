@@ -18,12 +18,14 @@ import contextlib
 import dataclasses
 import functools
 import queue
+import sys
 import threading
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from concurrent.futures import CancelledError as ThreadCancelled
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
+from types import FrameType
 from typing import Any, TypeVar
 
 import greenback
@@ -262,20 +264,43 @@ def install_portal(loop: asyncio.AbstractEventLoop) -> None:
     loop.set_task_factory(factory)
 
 
+#: Whose waiting for threads yields. Not everybody's: a user's function that waits while it holds a lock would let another request of the
+#: same thread run into that lock.
+_WAITERS = ("langchain", "langgraph", "llama_index", "workflows")
+
+
 def _let_results_yield() -> None:
-    blocking = Future.result
-    if hasattr(blocking, "__wrapped__"):
+    blocking, joining = Future.result, ThreadPoolExecutor.shutdown
+    if getattr(blocking, "_patchwork", False):
         return
 
     @functools.wraps(blocking)
     def result(self: Future[Any], timeout: float | None = None) -> Any:
-        if not self.done() and _on_loop_with_portal():
+        if not self.done() and _on_loop_with_portal() and _asked_by_framework():
             with contextlib.suppress(TimeoutError):  # raised below, as the class that the caller expects
                 _portal_await(_ended(self, timeout))
             timeout = 0 if timeout is not None else None
         return blocking(self, timeout)
 
+    @functools.wraps(joining)
+    def shutdown(self: ThreadPoolExecutor, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        if wait and _on_loop_with_portal() and _asked_by_framework():
+            joining(self, wait=False, cancel_futures=cancel_futures)
+            in_thread(lambda: joining(self, wait=True))
+        else:
+            joining(self, wait=wait, cancel_futures=cancel_futures)
+
+    result._patchwork = True  # type: ignore[attr-defined]
     Future.result = result  # type: ignore[method-assign]
+    ThreadPoolExecutor.shutdown = shutdown  # type: ignore[method-assign]
+
+
+def _asked_by_framework() -> bool:
+    """Whether the caller of our caller, past the standard library's own steps (``with``, ``map``), is a framework's code."""
+    frame: FrameType | None = sys._getframe(2)
+    while frame is not None and frame.f_globals.get("__name__", "").startswith("concurrent.futures"):
+        frame = frame.f_back
+    return frame is not None and frame.f_globals.get("__name__", "").startswith(_WAITERS)
 
 
 async def _ended(future: Future[Any], timeout_s: float | None) -> None:

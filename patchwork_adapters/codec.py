@@ -82,7 +82,7 @@ def decode_outcome(data: bytes, *, allow_pickle: bool = True) -> Any:
     if kind == _OUTCOME_VALUE:
         return decode(body, allow_pickle=allow_pickle)
     if kind == _OUTCOME_ERROR:
-        raise _rebuild_error(decode(body, allow_pickle=allow_pickle))
+        raise _rebuild_error(decode(body, allow_pickle=allow_pickle), trusted=allow_pickle)
     raise CodecError("these bytes are not an outcome written by this codec")
 
 
@@ -201,7 +201,10 @@ def _model_state(value: Any) -> list[Any]:
 
 def _rebuild_model(state: list[Any]) -> Any:
     module, qualname, parts = state
-    return _rebuild_as(_resolve_trusted(module, qualname), parts)
+    cls = _resolve_trusted(module, qualname)
+    if not (isinstance(cls, type) and "__pydantic_core_schema__" in cls.__dict__):
+        raise CodecError(f"{module}.{qualname} is no model")
+    return _rebuild_as(cls, parts)
 
 
 def _rebuild_as(cls: Any, state: list[Any]) -> Any:
@@ -219,7 +222,10 @@ def _rebuild_as(cls: Any, state: list[Any]) -> Any:
 
 def _rebuild_enum(state: list[Any]) -> Any:
     module, qualname, name = state
-    return _resolve_trusted(module, qualname)[name]
+    cls = _resolve_trusted(module, qualname)
+    if not (isinstance(cls, type) and issubclass(cls, enum.Enum)):
+        raise CodecError(f"{module}.{qualname} is no enumeration")
+    return cls[name]
 
 
 def _rebuild_array(state: list[Any]) -> Any:
@@ -242,14 +248,16 @@ def _error_state(error: BaseException) -> list[Any]:
     return [lineage, arguments, attributes, list(getattr(error, "__notes__", []))]
 
 
-def _rebuild_error(state: list[Any]) -> BaseException:
+def _rebuild_error(state: list[Any], *, trusted: bool) -> BaseException:
     """By ``cls.__new__``: constructors of clients' exceptions ask for live responses. The nearest class that exists here is taken."""
     lineage, arguments, attributes, notes = state
     for module, qualname in lineage:
         try:
-            cls = _resolve(module, qualname)
+            cls = _resolve(module, qualname) if trusted or module == "builtins" else _resolve_trusted(module, qualname)
         except CodecError:
             continue
+        if not (isinstance(cls, type) and issubclass(cls, BaseException)):
+            continue  # a name from outside may be that of any function
         error = _new_error(cls, arguments)
         error.__dict__.update(attributes)
         for note in notes:

@@ -56,7 +56,7 @@ class OpenAICut:
         #: component -> the leaf to name when a client does not know whose it is: some classes create clients at their first call
         self.usual_leaf: dict[str, str] = {}
         self._undo_hook: Undo | None = None
-        self._attached: list[weakref.ref[Any]] = []
+        self._attached: weakref.WeakSet[Any] = weakref.WeakSet()  #: also copies that share a cut HTTP client
 
     def install(self) -> None:
         """Every openai client constructed from now on is cut; ``openai`` need not be imported yet."""
@@ -74,8 +74,8 @@ class OpenAICut:
         cut = http_client.__dict__.get(_MARK)
         if cut is None or cut.owner is not self:
             client._client = self._cut(http_client, client)
-            self._attached.append(weakref.ref(client))
             cut = client._client.__dict__[_MARK]
+        self._attached.add(client)
         if leaf:
             cut.leaves[component] = leaf
         return True
@@ -85,10 +85,9 @@ class OpenAICut:
         if self._undo_hook is not None:
             self._undo_hook()
             self._undo_hook = None
-        while self._attached:
-            client = self._attached.pop()()
-            if client is not None:
-                _take_out(self, client)
+        attached, self._attached = list(self._attached), weakref.WeakSet()
+        for client in attached:
+            _take_out(self, client)
 
     def _hook(self, module: ModuleType) -> Undo:
         _CONSTRUCTORS.add(self, module)

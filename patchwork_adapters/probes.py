@@ -11,7 +11,7 @@ import inspect
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import aclosing, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from typing import Any
@@ -211,8 +211,10 @@ def _wrapper(original: Any, open_: _Opener) -> Any:
         @functools.wraps(original)
         async def agen(self: Any, *args: Any, **kwargs: Any) -> Any:
             opened = open_(self, args, kwargs)
-            async for chunk in _chunks_async(original.__get__(self)(*args, **kwargs), opened):
-                yield chunk
+            # closed with this one: a stream that is left early ends in its own sample
+            async with aclosing(_chunks_async(original.__get__(self)(*args, **kwargs), opened)) as chunks:
+                async for chunk in chunks:
+                    yield chunk
 
         return agen
     if inspect.isgeneratorfunction(original):

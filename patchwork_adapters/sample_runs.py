@@ -6,6 +6,7 @@ import asyncio
 import time
 import uuid
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -16,7 +17,7 @@ from patchwork_adapters.chains import class_names
 from patchwork_adapters.checking.cases import Case
 from patchwork_adapters.checking.modes import config_of, fitted, steps_of, text_of, workflow_arguments
 from patchwork_adapters.context import RequestContext, request_context
-from patchwork_adapters.errors import AdapterError
+from patchwork_adapters.errors import AdapterError, RequestStopped
 from patchwork_adapters.graph import ComponentGraph
 from patchwork_adapters.learning import learnt
 from patchwork_adapters.placement import Placed
@@ -54,24 +55,22 @@ def sample_graph(
     every case raised.
     """
     probes = Probes()
-    probes.on(
-        walk.leaves,
-        {leaf.path: _probed(leaf, placed) for leaf in walk.leaves if leaf.path in placed.assignments},
-        {path: assignment.component for path, assignment in placed.assignments.items()},
-    )
-    follow = sites.install(walk)
-    sites.faults.clear()
-    try:
-        with asyncio.Runner() as runner:
-            install_portal(runner.get_loop())
-            ran = []
-            for number, case in enumerate(cases):
-                ran.append(_run(runner, loaded, probes, number, case, timeout_s))
-                if on_progress is not None:
-                    on_progress(len(ran), ran[-1].request)
-    finally:
-        follow()
-        probes.off()
+    with ExitStack() as undone:
+        undone.callback(probes.off)
+        probes.on(
+            walk.leaves,
+            {leaf.path: _probed(leaf, placed) for leaf in walk.leaves if leaf.path in placed.assignments},
+            {path: assignment.component for path, assignment in placed.assignments.items()},
+        )
+        undone.callback(sites.install(walk))
+        sites.faults.clear()
+        runner = undone.enter_context(asyncio.Runner())
+        install_portal(runner.get_loop())
+        ran = []
+        for number, case in enumerate(cases):
+            ran.append(_run(runner, loaded, probes, number, case, timeout_s))
+            if on_progress is not None:
+                on_progress(len(ran), ran[-1].request)
     _raise_faults(probes, ran)
     requests = tuple(r.request for r in ran)
     return Sampled(learnt(static, requests, [r.causes for r in ran]), requests)
@@ -105,7 +104,7 @@ def _run(
         began = time.perf_counter()
         try:
             runner.run(asyncio.wait_for(entry(loaded.chain, case), timeout_s))
-        except Exception as error:  # noqa: BLE001  the user's chain: its errors are part of what is recorded
+        except (Exception, RequestStopped) as error:  # noqa: BLE001  the user's chain: its errors are part of what is recorded
             failed = error
         seconds = time.perf_counter() - began
     calls, causes = _with_loops(probes.take())

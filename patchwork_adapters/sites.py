@@ -53,7 +53,7 @@ Use = Callable[[Tracker], Undo]
 
 _lock = threading.Lock()
 _installed = 0
-_undo: list[Undo] = []
+_started: dict[str, Undo] = {}  #: module of a framework whose runs are followed -> how to stop that
 _trackers: list[Tracker] = []
 _codes: dict[int, str] = {}  #: id(code) -> name of the user's function
 _places: dict[int, str] = {}  #: id(object) -> canonical path of a part of a chain; "" for a leaf
@@ -66,9 +66,8 @@ def install(walk: Walk) -> Undo:
     with _lock:
         _kept.append(walk)
         _rebuild()
+        _start()  # a chain of another framework may have come since
         _installed += 1
-        if _installed == 1:
-            _undo.extend(_start())
     done = threading.Event()
 
     def undo() -> None:
@@ -77,11 +76,12 @@ def install(walk: Walk) -> Undo:
             if done.is_set():
                 return
             done.set()
-            _kept.remove(walk)
+            # by identity: chains imported twice are equal, and values in them may not say whether they are
+            del _kept[next(n for n, kept in enumerate(_kept) if kept is walk)]
             _rebuild()
             _installed -= 1
-            while _installed == 0 and _undo:
-                _undo.pop()()
+            while _installed == 0 and _started:
+                _started.popitem()[1]()
 
     return undo
 
@@ -187,10 +187,14 @@ def _name_codes(code: CodeType, names: dict[int, str]) -> None:
             _name_codes(constant, names)
 
 
-def _start() -> list[Undo]:
+def _start() -> None:
+    """Follow the frameworks that are loaded and not followed yet."""
     from patchwork_adapters import sites_langchain, sites_llamaindex
 
-    return [sites_langchain.install(_use), sites_llamaindex.install(_use)]
+    frameworks = {"langchain_core.runnables.base": sites_langchain, "llama_index_instrumentation": sites_llamaindex}
+    for module, framework in frameworks.items():
+        if module in sys.modules and module not in _started:
+            _started[module] = framework.install(_use)
 
 
 def _use(tracker: Tracker) -> Undo:

@@ -66,8 +66,10 @@ class Swap:
             self._rebound.pop()()
         while self._objects:
             obj, before, generated = self._objects.pop()
-            if type(obj) is generated:  # another swap on top keeps this layer, which is empty now
-                object.__setattr__(obj, "__class__", before)
+            if type(obj) is generated:
+                object.__setattr__(obj, "__class__", _below_empty_layers(before))
+            else:  # below another swap's layer
+                _retire(generated)
         if self._cut is not None:
             self._cut.undo()
             self._cut = None
@@ -169,6 +171,20 @@ def _class_for(cls: type, leaf: Leaf, binding: Binding) -> tuple[type, Slot]:
         return free
 
 
+def _below_empty_layers(cls: type) -> type:
+    """``cls``, or what lies below the layers of swaps that ended while others lay above them."""
+    while (slot := vars(cls).get("__patchwork_slot__")) is not None and slot.binding is None:
+        cls = cls.__bases__[0]
+    return cls
+
+
+def _retire(generated: type) -> None:
+    """Nobody may take this class over: an object still has it below another."""
+    with _lock:
+        for pool in _generated.values():
+            pool[:] = [pair for pair in pool if pair[0] is not generated]
+
+
 def _overrides(cls: type, spec: LeafSpec, assignment: Assignment) -> Mapping[str, Override]:
     if assignment.way == "engine" and spec.engine_methods is not None:
         return spec.engine_methods(cls)
@@ -239,7 +255,10 @@ def _decorated(holder: Mapping[str, type], active: _Active, name: str, decorated
     """Chooses before the decorators: the user's own method has its own, and what they announce must not be announced twice."""
 
     def chosen(obj: Any) -> Any:
-        return getattr(super(holder["cls"], obj), name) if active() is None else decorated.__get__(obj)
+        if active() is not None:
+            return decorated.__get__(obj)
+        cls = holder["cls"]
+        return getattr(super(cls, obj) if isinstance(obj, cls) else obj, name)  # else: called after the undo
 
     if inspect.iscoroutinefunction(original):
 

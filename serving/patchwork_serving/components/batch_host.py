@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 
+from patchwork_adapters.errors import DeadlinePassed
 from patchwork_scheduler.learned import LearnedBatchCost
 from patchwork_scheduler.policies import Policy
 from patchwork_scheduler.queue import CallQueue
@@ -86,14 +87,14 @@ class BatchHost(ComponentHost):
         try:
             replies = await self.engine.run([self._engine_call(w) for w in batch])
             self._learn(batch, replies, self._clock() - batch[0].started)
-        except Exception as error:  # noqa: BLE001  the loop top of a batch: each caller gets the failure
+        except (Exception, DeadlinePassed) as error:  # noqa: BLE001  the loop top of a batch: each caller gets the failure
             replies = [error] * len(batch)
         finally:
             self._ended(asyncio.current_task())
         for waiting, reply in zip(batch, replies, strict=True):
             if waiting.done.done():
                 continue
-            if isinstance(reply, Exception):
+            if isinstance(reply, BaseException):
                 waiting.done.set_exception(reply)
             else:
                 waiting.done.set_result(reply)

@@ -154,13 +154,17 @@ class ContinuousHost(ComponentHost):
                 step_s = self._bound.cost.shortest_step_s * self._bound.slowdown
                 return self._bound.ask_again_at(now, max(ASK_AGAIN_AT_LEAST_S, ASK_AGAIN_STEPS * step_s))
             (call,) = self._queue.next_batch(now, limit=1)
-            self._let_in(self._take(call, now, self._running + 1), now)
+            waiting = self._take(call, now, self._running + 1)
+            if not waiting.done.done():  # else its caller gave up in this very turn of the loop, and is about to leave
+                self._let_in(waiting, now)
         return None
 
     def _let_in(self, waiting: Waiting, now: float) -> None:
         call = waiting.call
         self._running += 1
         self._inside[call.id] = _Inside(self, waiting)
+        for one in self._inside.values():  # the most company that a call had is what its seconds were paid with
+            one.waiting.batch = max(one.waiting.batch, self._running)
         if self._step_tokens:
             self._meter.started(call.id, call.prompt_tokens, now)
         if self._bound is not None:

@@ -246,3 +246,13 @@ def test_a_clients_exception_travels_without_its_api_key() -> None:
 def test_values_that_compare_equal_but_differ_stay_apart() -> None:
     value = [1, 1.0, True, Decimal(1), "1", b"1", UUID(int=1)]
     assert [type(v) for v in decode(encode(value))] == [type(v) for v in value]
+
+
+def test_an_error_from_outside_names_no_function_to_call() -> None:
+    kind = encode_outcome(ValueError())[:1]
+    state = [[["builtins", "eval"], ["builtins", "ValueError"]], ["1/0"], {}, []]
+    with pytest.raises(ValueError, match="1/0"):  # eval would have raised ZeroDivisionError
+        decode_outcome(kind + encode(state), allow_pickle=False)
+    foreign = [[["subprocess", "CalledProcessError"]], [1, "x"], {}, []]
+    with pytest.raises(CodecError):
+        decode_outcome(kind + encode(foreign), allow_pickle=False)

@@ -204,6 +204,7 @@ def test_two_swaps_of_one_leaf_do_not_disturb_one_another() -> None:
         swap_2.undo()
         store.similarity_search("q")
     assert (len(first.calls), len(second.calls)) == (1, 2)
+    assert type(store) is InMemoryVectorStore  # though the older swap ended first
 
 
 async def test_a_synchronous_search_on_the_loop_lets_others_run(cluster: FakeCluster, bridge: Bridge) -> None:

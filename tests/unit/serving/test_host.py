@@ -215,6 +215,20 @@ async def test_a_continuous_engine_holds_no_more_calls_than_its_slots() -> None:
     await served.close()
 
 
+async def test_a_caller_that_gives_up_in_the_moment_of_its_turn_does_not_stop_the_queue() -> None:
+    engine = Tokens()
+    served = await host(engine, max_batch=1)
+    tasks = [asyncio.create_task(served.call(frame(n))) for n in "abcd"]
+    await until(lambda: len(engine.inside) == 2)
+    tasks[2].cancel()  # not gone yet, while the queue gives places away
+    served._out("a")  # type: ignore[attr-defined]
+    served._advance(0.0)  # type: ignore[attr-defined]
+    engine.open.set()
+    replies = await asyncio.gather(*tasks, return_exceptions=True)
+    assert [isinstance(reply, ReplyFrame) for reply in replies] == [True, True, False, True]
+    await served.close()
+
+
 async def test_a_stream_sends_its_first_frame_at_once_and_its_report_last() -> None:
     engine = Tokens()
     served = await host(engine, max_batch=1)
