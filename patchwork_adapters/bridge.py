@@ -292,7 +292,7 @@ def _let_results_yield() -> None:
 
     result._patchwork = True  # type: ignore[attr-defined]
     Future.result = result  # type: ignore[method-assign]
-    ThreadPoolExecutor.shutdown = shutdown  # type: ignore[method-assign]
+    ThreadPoolExecutor.shutdown = shutdown  # type: ignore[method-assign, assignment]
 
 
 def _asked_by_framework() -> bool:

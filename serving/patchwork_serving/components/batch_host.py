@@ -84,6 +84,7 @@ class BatchHost(ComponentHost):
             self._wake.set()
 
     async def _run(self, batch: list[Waiting]) -> None:
+        replies: Sequence[bytes | BaseException]
         try:
             replies = await self.engine.run([self._engine_call(w) for w in batch])
             self._learn(batch, replies, self._clock() - batch[0].started)
@@ -99,7 +100,7 @@ class BatchHost(ComponentHost):
             else:
                 waiting.done.set_result(reply)
 
-    def _learn(self, batch: list[Waiting], replies: Sequence[bytes | Exception], seconds: float) -> None:
+    def _learn(self, batch: list[Waiting], replies: Sequence[bytes | BaseException], seconds: float) -> None:
         # a batch that failed says nothing of how long calls take
         if not all(isinstance(reply, Exception) for reply in replies):
             self.counts.served(len(batch), seconds)
