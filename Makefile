@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.patchwork-setup
 LOCK   := requirements/lock.txt
 
-.PHONY: setup setup-hf demo test test-hf check format bench clean lock
+.PHONY: setup setup-hf demo test parity test-hf check format bench clean lock
 
 setup: $(STAMP)
 
@@ -18,6 +18,10 @@ demo: setup
 
 test: setup
 	$(BIN)/python -m pytest -m "not gpu and not hf and not benchmark"
+
+# The examples deployed against plain, 30 questions each (`make test` asks 10).
+parity: setup
+	PARITY_QUESTIONS=30 $(BIN)/python -m pytest tests/acceptance/test_parity.py -s
 
 # The [hf] extra needs PyTorch (2 GB) and other versions of a few packages: an environment of its own.
 setup-hf: .venv-hf/.patchwork-setup
