@@ -4,14 +4,24 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterator
+from concurrent.futures import Future
 from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, settings
 
-# how fast examples are made and run depends on what else the machine does, which is not what properties test
-settings.register_profile("patchwork", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+# how fast examples are made and run depends on what else the machine does, which is not what properties test;
+# the same examples each time, so that a change is red or green by what it changed
+settings.register_profile("patchwork", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("patchwork")
+
+
+@pytest.fixture(autouse=True)
+def waiting_as_before() -> Iterator[None]:
+    """``install_portal`` changes how every future of the process is waited for; no test does for those after it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Future, "result", Future.result)
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -6,6 +6,7 @@ import asyncio
 import threading
 import time
 from collections.abc import AsyncIterator, Iterator
+from concurrent.futures import Future
 
 import pytest
 
@@ -223,3 +224,8 @@ def test_a_bridge_that_was_never_used_closes_without_a_thread(echo: Echo) -> Non
     before = threading.active_count()
     Bridge(echo).close()
     assert threading.active_count() == before
+
+
+def test_a_test_leaves_waiting_for_futures_as_it_was() -> None:
+    """Those above have installed portals; ``waiting_as_before`` of conftest has taken the change back."""
+    assert not hasattr(Future.result, "__wrapped__")
