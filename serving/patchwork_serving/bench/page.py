@@ -40,10 +40,10 @@ def page(title: str, reports: Sequence[LoadReport], plots: Mapping[str, Path]) -
 def row(report: LoadReport) -> tuple[str, ...]:
     """One line of the table, by :data:`COLUMNS`."""
     document = report.to_json()
-    latency, first = document["latency_s"] or {}, document["ttft_s"] or {}
+    latency, first = document["latency_s"], document["ttft_s"]
     shares = (f"{100 * count / max(report.offered, 1):.1f}%" for count in report.counts.values())
     rates = (f"{rate:.2f}" for rate in (report.offered_per_s, report.completed_per_s, report.goodput_per_s))
-    return (*rates, *shares, *(seconds(latency.get(q)) for q in ("p50", "p95", "p99")), seconds(first.get("p50")))
+    return (*rates, *shares, *(seconds(latency[q]) for q in ("p50", "p95", "p99")), seconds(first["p50"]))
 
 
 def seconds(value: float | None) -> str:

@@ -122,10 +122,10 @@ def summarise(seen: Sequence[Observation], slo_s: float, start_s: float, end_s: 
     }  # fmt: skip
 
 
-def percentiles(values: Sequence[float]) -> dict[str, float] | None:
-    """``p50``, ``p95``, ``p99``, interpolated, and the mean; None of nothing."""
+def percentiles(values: Sequence[float]) -> dict[str, float | None]:
+    """``p50``, ``p95``, ``p99``, interpolated, and the mean; of nothing each is None."""
     if not values:
-        return None
+        return dict.fromkeys((*(f"p{q}" for q in PERCENTS), "mean"))
     found = {f"p{q}": float(np.percentile(values, q)) for q in PERCENTS}
     return {**found, "mean": float(np.mean(values))}
 

@@ -30,7 +30,13 @@ CONTRACT = {
         **{name: {"$ref": "#/$defs/percentiles"} for name in ("latency_s", "ttft_s", "overhead_s")},
         "environment": {"type": "object"},
     },
-    "$defs": {"percentiles": {"type": ["object", "null"], "required": ["p50", "p95", "p99"]}},
+    "$defs": {
+        "percentiles": {
+            "type": "object",
+            "required": ["p50", "p95", "p99", "mean"],
+            "additionalProperties": {"type": ["number", "null"]},
+        }
+    },
 }  # fmt: skip
 
 
@@ -98,7 +104,7 @@ def test_every_offered_request_is_counted_once(rows: list[tuple[float, float, An
 def test_percentiles_are_interpolated() -> None:
     assert percentiles([1.0, 2.0, 3.0, 4.0]) == pytest.approx({"p50": 2.5, "p95": 3.85, "p99": 3.97, "mean": 2.5})
     assert percentiles([7.0]) == {"p50": 7.0, "p95": 7.0, "p99": 7.0, "mean": 7.0}
-    assert percentiles([]) is None
+    assert percentiles([]) == {"p50": None, "p95": None, "p99": None, "mean": None}
 
 
 def test_overhead_is_what_no_component_took() -> None:
@@ -137,6 +143,10 @@ def test_the_page_needs_nothing_beside_it_and_escapes_what_it_shows(tmp_path: Pa
     assert "&lt;b&gt;" in text
     assert "data:image/png;base64,iVBORw==" in text
     assert "src=http" not in text
+
+
+def test_a_load_without_a_whole_answer_has_a_page_too() -> None:
+    assert "<td>-</td>" in page("none", [report([seen(0.0, 0.1, None)])], {})
 
 
 def test_seconds_as_people_read_them() -> None:
