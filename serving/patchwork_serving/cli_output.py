@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import json
+import os
 import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
+
+from patchwork_serving.errors import UsageError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -35,3 +43,22 @@ def console() -> Console:
     from rich.console import Console
 
     return Console(width=None if sys.stdout.isatty() else PIPE_COLUMNS)
+
+
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """What the system says against writing ``--output`` is a UsageError."""
+    try:
+        yield
+    except OSError as error:
+        raise UsageError(f"--output: {path} cannot be written ({error.strerror or error})") from error
+
+
+def check_output(path: Path) -> None:
+    """Raises UsageError now rather than after the work; what is at ``path`` stays as it is."""
+    with writing(path):
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        # documents are written beside their place, and then moved there
+        with tempfile.TemporaryFile(dir=path.absolute().parent):
+            pass

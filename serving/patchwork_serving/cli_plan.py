@@ -20,7 +20,7 @@ from patchwork_scheduler.profile_model import ComponentProfile, Profile
 from patchwork_scheduler.resources import Resources
 from patchwork_serving import build_process
 from patchwork_serving.cli_deploy import seconds, stop_signals
-from patchwork_serving.cli_output import console, fact, fact_json, note
+from patchwork_serving.cli_output import check_output, console, fact, fact_json, note, writing
 from patchwork_serving.cli_progress import progress_display
 from patchwork_serving.components.llamacpp_engine import available_cores
 from patchwork_serving.config import ComponentConfig, Config, Paths, load_config
@@ -47,6 +47,8 @@ class Wish:
 def plan(wish: Wish, *, as_json: bool) -> None:
     """Print the plan and write it where asked. Raises UsageError, InvalidInput, ProfileMismatch, NoFeasiblePlan."""
     goal = _goal(wish)
+    if wish.output is not None:
+        check_output(wish.output)
     resources = _resources(wish)
     profile = Profile.load(wish.profile)
     config = load_config(wish.config, beside=parse_target(wish.target).folder)
@@ -55,7 +57,8 @@ def plan(wish: Wish, *, as_json: bool) -> None:
     goal = dataclasses.replace(goal, fixed=fixed_choices(profile, config))
     found = dataclasses.replace(make_plan(profile, resources, goal), profile=profile, resources=resources)
     if wish.output is not None:
-        found.save(wish.output)
+        with writing(wish.output):
+            found.save(wish.output)
     if as_json:
         fact_json(found.to_json())
         return

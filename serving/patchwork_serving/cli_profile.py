@@ -13,7 +13,7 @@ from patchwork_scheduler.profile_model import Measured, Profile
 from patchwork_serving import build_process
 from patchwork_serving.cli_bench import read_inputs
 from patchwork_serving.cli_deploy import seconds, stop_signals
-from patchwork_serving.cli_output import console, fact, fact_json, note
+from patchwork_serving.cli_output import check_output, console, fact, fact_json, note, writing
 from patchwork_serving.cli_progress import progress_display
 from patchwork_serving.errors import UsageError
 from patchwork_serving.profiling import Search
@@ -43,8 +43,7 @@ def profile(wish: Wish, *, as_json: bool) -> None:
     search = _search(wish)
     names = tuple(name for given in wish.components for name in given.split(",") if name)
     values = read_inputs(wish.inputs, wish.input_key)[: wish.samples]
-    if not wish.output.absolute().parent.is_dir():
-        raise UsageError(f"--output: there is no folder {wish.output.absolute().parent}")
+    check_output(wish.output)
     reuse = Profile.load(wish.reuse) if wish.reuse is not None else None
     options = profiles.ProfileOptions(wish.target, values, wish.config, search, names, reuse)
     began = time.monotonic()
@@ -54,7 +53,8 @@ def profile(wish: Wish, *, as_json: bool) -> None:
         except BaseException:
             build_process.cancel_running()
             raise
-    found.save(wish.output)
+    with writing(wish.output):
+        found.save(wish.output)
     if as_json:
         fact_json(found.to_json())
     else:

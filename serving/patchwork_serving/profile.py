@@ -130,8 +130,9 @@ def _run(task: Task, progress: ProgressSink) -> Profile:
         try:
             assert process.stdin is not None
             assert process.stdout is not None
-            process.stdin.write(len(data).to_bytes(8) + data)
-            process.stdin.flush()  # and left open: the profiler ends when this process does
+            with contextlib.suppress(BrokenPipeError):  # it has ended already; below it is told with what words
+                process.stdin.write(len(data).to_bytes(8) + data)
+                process.stdin.flush()  # and left open: the profiler ends when this process does
             for line in process.stdout:
                 relay(line.decode(errors="replace"), progress)
             process.wait()

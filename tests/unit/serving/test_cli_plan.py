@@ -109,6 +109,8 @@ def unmeasured_hardware(folder: Path) -> None:
         (None, ["--slo", "0s", "--cpus", "4"], 2, "--slo"),
         (None, ["--cpus", "0", "--gpus", "0"], 2, "--cpus: 0"),
         (None, ["--max-utilisation", "1.5"], 2, "--max-utilisation: 1.5"),
+        (None, ["--cpus", "4", "--gpus", "1", "-o", "no/such/plan.json"], 2, "--output: no/such/plan.json cannot be written (No such"),
+        (None, ["--cpus", "4", "--gpus", "1", "-o", "."], 2, "--output: . cannot be written (Is a directory)"),
         (other_chain, ["--cpus", "4"], 2, "the profile is of another chain (other.py)"),
         (no_seconds, ["--cpus", "4"], 2, "components[0].measured[0].points[0].seconds is -1"),
         (unmeasured_batch, ["--cpus", "4", "--gpus", "1"], 2, "fixed.llm.batch is 5, which was not measured; measured were 1, 8"),
