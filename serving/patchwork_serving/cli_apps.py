@@ -10,6 +10,7 @@ import httpx
 from patchwork_serving.config import Paths
 from patchwork_serving.errors import UnknownApp
 from patchwork_serving.state import AppState, StateStore
+from patchwork_serving.urls import checked, is_loopback, is_url
 
 API_KEY_VARIABLE = "PATCHWORK_API_KEY"
 INFO_TIMEOUT_S = 3.0
@@ -21,9 +22,9 @@ def store() -> StateStore:
 
 
 def url_of(name: str) -> str:
-    """The URL of an application by name; a URL is taken as it is. Raises UnknownApp."""
-    if name.startswith(("http://", "https://")):
-        return name.rstrip("/")
+    """The URL of an application by name; a URL is taken as it is. Raises UnknownApp, and UsageError for what is no URL."""
+    if is_url(name):
+        return checked(name).rstrip("/")
     app = store().load(name)
     if app.is_for_programs():
         raise UnknownApp(
@@ -32,8 +33,13 @@ def url_of(name: str) -> str:
     return app.url.rstrip("/")
 
 
+def auth_headers_for(name: str) -> dict[str, str]:
+    """:func:`auth_headers` for ``url_of(name)``; none for a URL elsewhere, which the key was not made for."""
+    return {} if is_url(name) and not is_loopback(name) else auth_headers()
+
+
 def auth_headers() -> dict[str, str]:
-    """The API key of the environment, for applications that ask for one."""
+    """The API key of the environment, for applications of this machine that ask for one."""
     key = os.environ.get(API_KEY_VARIABLE)
     return {"authorization": f"Bearer {key}"} if key else {}
 

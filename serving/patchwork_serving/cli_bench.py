@@ -15,18 +15,18 @@ from rich.table import Table
 
 from patchwork_adapters.checking.cases import BadInputs, read_cases
 from patchwork_serving.bench.apis import ApiName
-from patchwork_serving.bench.environment import is_loopback
 from patchwork_serving.bench.page import COLUMNS, page, row
 from patchwork_serving.bench.plots import can_plot, draw
 from patchwork_serving.bench.report import LoadReport
 from patchwork_serving.bench.run import LoadOptions, load
 from patchwork_serving.bench.sustain import SHARE
-from patchwork_serving.cli_apps import auth_headers, url_of
+from patchwork_serving.cli_apps import auth_headers_for, url_of
 from patchwork_serving.cli_deploy import seconds
 from patchwork_serving.cli_output import console, fact, fact_json, note
 from patchwork_serving.cli_progress import progress_display
 from patchwork_serving.errors import UsageError
 from patchwork_serving.progress import ProgressSink
+from patchwork_serving.urls import is_loopback, shown
 
 NO_TIME = ("0", "0s", "0ms")
 STOPPED = 1  #: exit code of a load that was ended early
@@ -51,10 +51,10 @@ def bench(wish: Wish, *, as_json: bool) -> int:
     url = url_of(wish.name)
     rates = parsed_rates(wish.rates)
     values = read_inputs(wish.inputs, wish.input_key)
-    options = replace(wish.options, headers={**auth_headers(), **parsed_headers(wish.headers)})
+    options = replace(wish.options, headers={**auth_headers_for(wish.name), **parsed_headers(wish.headers)})
     _prepare(wish.output, url)
     reports = asyncio.run(_sweep(url, wish.arrivals, values, rates, options))
-    document = write(wish.output, f"patchwork bench: {wish.name}", reports)
+    document = write(wish.output, f"patchwork bench: {shown(wish.name)}", reports)
     if as_json:
         fact_json(document)
     else:
@@ -215,7 +215,7 @@ def _prepare(folder: Path, url: str) -> None:
     except OSError as error:
         raise UsageError(f"-o: {folder} cannot be made ({error.strerror})") from error
     if not is_loopback(url):
-        note(f"warning: {url} is not on this machine; load only what is yours, and what may be loaded")
+        note(f"warning: {shown(url)} is not on this machine; load only what is yours, and what may be loaded")
     if not can_plot():
         note("there will be no plots: pip install 'patchwork-rag[bench]'")
 

@@ -11,10 +11,11 @@ from typing import Any
 import httpx
 import typer
 
-from patchwork_serving.cli_apps import auth_headers, url_of
+from patchwork_serving.cli_apps import auth_headers_for, url_of
 from patchwork_serving.cli_deploy import seconds
 from patchwork_serving.cli_output import console, fact, fact_json, note
 from patchwork_serving.errors import ServingError, UsageError
+from patchwork_serving.urls import shown
 
 #: more than the server is told: it answers 504 with the stage, where our own timeout would say nothing
 GRACE_S = 5.0
@@ -46,7 +47,7 @@ class Unreachable(ServingError):
 def invoke(ask: Ask, *, as_json: bool) -> None:
     """Ask and print; raises UnknownApp, UsageError (the input is refused) or InvokeFailed."""
     url, timeout_s = url_of(ask.name), seconds("--timeout", ask.timeout)
-    headers = {**auth_headers(), "x-request-timeout-seconds": f"{timeout_s:g}"}
+    headers = {**auth_headers_for(ask.name), "x-request-timeout-seconds": f"{timeout_s:g}"}
     if ask.trace:
         headers["x-patchwork-trace"] = "content" if ask.content else "1"
     with httpx.Client(base_url=url, headers=headers, timeout=timeout_s + GRACE_S) as client:
@@ -54,7 +55,7 @@ def invoke(ask: Ask, *, as_json: bool) -> None:
             answer = _streamed(client, ask, as_json=as_json) if ask.stream else _whole(client, ask)
         except httpx.TransportError as error:
             raise Unreachable(
-                f"{url} does not answer ({type(error).__name__}); `patchwork status` shows what runs"
+                f"{shown(url)} does not answer ({type(error).__name__}); `patchwork status` shows what runs"
             ) from error
     if as_json:
         fact_json(answer)
@@ -155,7 +156,7 @@ def _failure(status: int, document: Mapping[str, Any]) -> ServingError:
     run = f" (run {error['run_id']})" if error.get("run_id") else ""
     line = f"HTTP {status} {error.get('type', '')}{where}: {told}{again}{run}"
     if status == 401:
-        line += "; set PATCHWORK_API_KEY"
+        line += "; set PATCHWORK_API_KEY, which goes to this machine's applications only"
     return UsageError(line) if status in (401, 404, 413, 422) else InvokeFailed(line)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -50,17 +51,20 @@ def _needed(rate: float | None) -> float:
 
 def _variation(text: str) -> float:
     try:
-        return float(text)
+        found = float(text)
     except ValueError:
+        found = math.nan
+    if not 0 < found < math.inf:
         raise UsageError(
-            f"--arrivals: gamma needs the coefficient of variation of the gaps, gamma:4; not {text!r}"
-        ) from None
+            f"--arrivals: gamma needs the coefficient of variation of the gaps, above 0, as in gamma:4; not {text!r}"
+        )
+    return found
 
 
 def _trace(path: Path) -> list[float]:
     try:
         with path.open(encoding="utf-8") as lines:
-            return trace_times(lines)
+            times = trace_times(lines)
     except OSError as error:
         raise UsageError(
             f"--arrivals: poisson, gamma:CV or a trace's file, not {str(path)!r} ({error.strerror})"
@@ -69,6 +73,9 @@ def _trace(path: Path) -> list[float]:
         raise UsageError(
             f"--arrivals: {path} is no trace: CSV with a TIMESTAMP column, or JSON lines with timestamp"
         ) from error
+    if not all(map(math.isfinite, times)) or len(set(times)) < 2:
+        raise UsageError(f"--arrivals: {path} is no trace: it needs two arrivals at different times")
+    return times
 
 
 def _within(

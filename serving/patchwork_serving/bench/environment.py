@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import ipaddress
 import os
 import platform
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from importlib.metadata import version
 from typing import Any
-from urllib.parse import urlsplit
 
 
 def environment(info: Mapping[str, Any] | None) -> dict[str, Any]:
@@ -29,13 +27,3 @@ def emulated_of(info: Mapping[str, Any]) -> list[str]:
     release = info.get("release")
     found = release.get("emulated") if isinstance(release, dict) else None
     return [str(component) for component in found] if isinstance(found, list) else []
-
-
-def is_loopback(url: str) -> bool:
-    host = urlsplit(url).hostname or ""
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False

@@ -18,6 +18,7 @@ from patchwork_serving.bench.open_loop import OpenLoop
 from patchwork_serving.bench.report import LoadReport, summarise
 from patchwork_serving.errors import ServingError, UsageError
 from patchwork_serving.progress import ProgressSink, SilentProgress, step
+from patchwork_serving.urls import shown
 
 SLO_FACTOR = 2.0  #: of the unloaded mean, when no SLO is given (the paper's)
 UNLOADED = 10  #: requests one after the other
@@ -130,12 +131,14 @@ async def unloaded_mean(asked: Api, bodies: Sequence[bytes], options: LoadOption
 
 def _not_answered(asked: Api, status: int | None, error: str | None) -> ServingError:
     told = " ".join(str(part) for part in (status, error) if part is not None)
-    line = f"POST {asked.url}: {told}"
+    line = f"POST {shown(asked.url)}: {told}"
     match status:
         case 422 | 400:
             return UsageError(f"{line}; the inputs do not fit the application: --input-key takes one field of each")
         case 401 | 403:
-            return UsageError(f"{line}; set PATCHWORK_API_KEY, or send what it needs with --header")
+            return UsageError(
+                f"{line}; send what it needs with --header, or set PATCHWORK_API_KEY, which goes to this machine's applications only"
+            )
         case 404 | 405:
             return UsageError(f"{line}; is this the application's URL, and does it speak what --api names?")
         case _:
@@ -216,7 +219,7 @@ def _rate_text(options: LoadOptions) -> str:
 def _settings(url: str, arrivals: Arrivals, options: LoadOptions, timeout_s: float) -> dict[str, Any]:
     name = Path(arrivals).name if isinstance(arrivals, str | Path) else "given times"
     return {
-        "url": url, "api": options.api, "stream": options.stream, "arrivals": name, "warmup_s": options.warmup_s,
+        "url": shown(url), "api": options.api, "stream": options.stream, "arrivals": name, "warmup_s": options.warmup_s,
         "duration_s": options.duration_s if options.requests is None else None, "requests": options.requests,
         "timeout_s": timeout_s, "connections": options.connections, "seed": options.seed, "tell_deadline": options.tell_deadline,
     }  # fmt: skip

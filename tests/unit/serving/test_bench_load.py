@@ -12,10 +12,13 @@ import pytest
 from patchwork_serving import cli
 from patchwork_serving.bench.apis import api
 from patchwork_serving.bench.arrivals import Arrivals, schedule
-from patchwork_serving.bench.environment import emulated_of, is_loopback
+from patchwork_serving.bench.environment import emulated_of
+from patchwork_serving.bench.run import LoadOptions, _not_answered, _settings
 from patchwork_serving.bench.sse import EventWatch, LangServeEvents, OpenAIEvents, stages_of
-from patchwork_serving.cli_bench import parsed_headers, parsed_rates, read_inputs
+from patchwork_serving.cli_apps import auth_headers_for
+from patchwork_serving.cli_bench import _prepare, parsed_headers, parsed_rates, read_inputs
 from patchwork_serving.errors import UsageError
+from patchwork_serving.urls import is_loopback, shown
 
 
 def times(
@@ -66,7 +69,10 @@ def test_times_may_be_given() -> None:
         ("poisson", None, "--rate is needed"),
         ("gamma", 1.0, "gamma:4"),
         ("gamma:x", 1.0, "gamma:4"),
-        ("gamma:-1", 1.0, "must be positive"),
+        ("gamma:-1", 1.0, "gamma:4"),
+        ("gamma:0", 1.0, "gamma:4"),
+        ("gamma:nan", 1.0, "gamma:4"),  # would be drawn for ever
+        ("gamma:inf", 1.0, "gamma:4"),
         ("no/such.csv", 1.0, "No such file"),
         ("poisson", 1000.0, "--max-requests"),
         ("poisson", 1e-9, "no request would be sent"),
@@ -83,6 +89,23 @@ def test_a_file_that_is_no_trace_is_refused(tmp_path: Path) -> None:
         file.write_text(text)
         with pytest.raises(UsageError, match="--arrivals"):
             times(file)
+
+
+@pytest.mark.parametrize("rate", [None, 2.0])
+@pytest.mark.parametrize(
+    "lines",
+    [
+        "TIMESTAMP,ContextTokens\n",
+        "TIMESTAMP\n2023-11-16 18:17:03\n",
+        "TIMESTAMP\n2023-11-16 18:17:03\n2023-11-16 18:17:03\n",
+        '{"timestamp": 1}\n{"timestamp": NaN}\n',
+    ],
+)
+def test_a_trace_without_a_rhythm_is_refused_by_name(lines: str, rate: float | None, tmp_path: Path) -> None:
+    file = tmp_path / "trace.csv"
+    file.write_text(lines)
+    with pytest.raises(UsageError, match=r"trace\.csv.* two arrivals at different times"):
+        times(file, rate=rate)
 
 
 @pytest.mark.parametrize(
@@ -184,6 +207,48 @@ def test_what_is_on_this_machine(url: str, here: bool) -> None:
     assert is_loopback(url) is here
 
 
+@pytest.mark.parametrize(
+    ("url", "told"),
+    [
+        ("http://user:secret@example.org:81/a?key=secret#secret", "http://example.org:81/a"),
+        ("http://user:sec@ret@[::1]:81", "http://[::1]:81"),
+        ("rag", "rag"),
+    ],
+)
+def test_what_is_shown_of_a_url_is_no_secret(url: str, told: str) -> None:
+    assert shown(url) == told
+
+
+def test_no_report_and_no_message_has_the_credentials_of_a_url(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    url = "http://user:secret@example.org/a"
+    assert _settings(url, "poisson", LoadOptions(), 1.0)["url"] == "http://example.org/a"
+    asked = api("json", url, stream=False, headers={})
+    for status in (None, 401, 404, 422):
+        assert "secret" not in str(_not_answered(asked, status, "x"))
+    _prepare(tmp_path, url)
+    told = capsys.readouterr().err
+    assert "http://example.org/a is not on this machine" in told
+    assert "secret" not in told
+
+
+@pytest.mark.parametrize(
+    ("name", "is_sent"),
+    [
+        ("rag", True),
+        ("http://127.0.0.1:8000", True),
+        ("https://example.org", False),
+        ("http://localhost@evil.org", False),
+    ],
+)
+def test_the_api_key_goes_to_applications_of_this_machine_only(
+    name: str, is_sent: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATCHWORK_API_KEY", "k")
+    assert auth_headers_for(name) == ({"authorization": "Bearer k"} if is_sent else {})
+
+
 def test_an_application_says_whether_its_engines_are_emulated() -> None:
     assert emulated_of({"release": {"emulated": ["llm-small"]}}) == ["llm-small"]
     assert emulated_of({"release": {"emulated": []}}) == emulated_of({}) == emulated_of({"release": None}) == []
@@ -223,3 +288,19 @@ def test_wrong_use_of_bench_is_exit_2_before_anything_is_sent(
     first = capsys.readouterr().err.splitlines()
     assert any(told in line for line in first)
     assert not any("secret" in line for line in first)
+
+
+@pytest.mark.parametrize(
+    "url", ["http://[bad", "http://localhost:x", "http://h:99999", "http://", "http://u:sec/ret@h"]
+)
+@pytest.mark.parametrize("command", ["bench", "invoke"])
+def test_what_is_no_url_is_exit_2_and_not_shown(
+    command: str, url: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    inputs = tmp_path / "inputs.jsonl"
+    inputs.write_text('"q"\n')
+    more = ["--inputs", str(inputs), "-o", str(tmp_path / "out"), "--rate", "1"] if command == "bench" else ["q"]
+    assert cli.run([command, url, *more]) == 2
+    told = capsys.readouterr().err
+    assert "the URL has no host, or no number as its port" in told
+    assert "sec" not in told
