@@ -236,13 +236,16 @@ def invoke(
     content: Annotated[bool, typer.Option("--content", help="With --trace: prompts and documents too.")] = False,
     stream: Annotated[bool, typer.Option("--stream", help="Print the answer as it comes.")] = False,
     timeout: Annotated[str, typer.Option("--timeout", help="How long to wait, for example 30s.")] = "120s",
+    header: Annotated[list[str] | None, typer.Option("--header", help="NAME: VALUE, sent with the request.")] = None,
     as_json: AsJson = False,
     verbose: Verbose = False,
 ) -> None:
     """Ask an application one question."""
     from patchwork_serving import cli_invoke
 
-    ask = cli_invoke.Ask(name, question, trace=trace or content, content=content, stream=stream, timeout=timeout)
+    ask = cli_invoke.Ask(
+        name, question, trace=trace or content, content=content, stream=stream, timeout=timeout, headers=header or ()
+    )
     cli_invoke.invoke(ask, as_json=as_json)
 
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from typing import Any
 
 import httpx
 
 from patchwork_serving.config import Paths
-from patchwork_serving.errors import UnknownApp
+from patchwork_serving.errors import UnknownApp, UsageError
 from patchwork_serving.state import AppState, StateStore
 from patchwork_serving.urls import checked, is_loopback, is_url
 
@@ -42,6 +43,17 @@ def auth_headers() -> dict[str, str]:
     """The API key of the environment, for applications of this machine that ask for one."""
     key = os.environ.get(API_KEY_VARIABLE)
     return {"authorization": f"Bearer {key}"} if key else {}
+
+
+def parsed_headers(given: Sequence[str]) -> dict[str, str]:
+    """Of ``--header``. Raises UsageError; the value, which may be a secret, is not told."""
+    found = {}
+    for text in given:
+        name, colon, value = text.partition(":")
+        if not colon or not name.strip():
+            raise UsageError("--header: write NAME: VALUE")
+        found[name.strip().lower()] = value.strip()
+    return found
 
 
 def ask_info(url: str, timeout_s: float = INFO_TIMEOUT_S) -> dict[str, Any] | None:

@@ -20,7 +20,7 @@ from patchwork_serving.bench.plots import can_plot, draw
 from patchwork_serving.bench.report import LoadReport
 from patchwork_serving.bench.run import LoadOptions, load
 from patchwork_serving.bench.sustain import SHARE
-from patchwork_serving.cli_apps import auth_headers_for, url_of
+from patchwork_serving.cli_apps import auth_headers_for, parsed_headers, url_of
 from patchwork_serving.cli_deploy import seconds
 from patchwork_serving.cli_output import console, fact, fact_json, note
 from patchwork_serving.cli_progress import progress_display
@@ -90,17 +90,6 @@ def parsed_rates(text: str | None) -> list[float | None]:
     if not all(0 < rate < float("inf") for rate in rates):
         raise UsageError(f"--rate: {text!r} must be more than 0 requests per second")
     return list(rates)
-
-
-def parsed_headers(given: Sequence[str]) -> dict[str, str]:
-    """Of ``--header``. Raises UsageError; the value, which may be a secret, is not told."""
-    found = {}
-    for text in given:
-        name, colon, value = text.partition(":")
-        if not colon or not name.strip():
-            raise UsageError("--header: write NAME: VALUE")
-        found[name.strip().lower()] = value.strip()
-    return found
 
 
 def read_inputs(path: Path, key: str | None) -> list[Any]:

@@ -11,7 +11,7 @@ from typing import Any
 import httpx
 import typer
 
-from patchwork_serving.cli_apps import auth_headers_for, url_of
+from patchwork_serving.cli_apps import auth_headers_for, parsed_headers, url_of
 from patchwork_serving.cli_deploy import seconds
 from patchwork_serving.cli_output import console, fact, fact_json, note
 from patchwork_serving.errors import ServingError, UsageError
@@ -30,6 +30,7 @@ class Ask:
     content: bool = False
     stream: bool = False
     timeout: str = "120s"
+    headers: Sequence[str] = ()
 
 
 class InvokeFailed(ServingError):
@@ -47,9 +48,10 @@ class Unreachable(ServingError):
 def invoke(ask: Ask, *, as_json: bool) -> None:
     """Ask and print; raises UnknownApp, UsageError (the input is refused) or InvokeFailed."""
     url, timeout_s = url_of(ask.name), seconds("--timeout", ask.timeout)
-    headers = {**auth_headers_for(ask.name), "x-request-timeout-seconds": f"{timeout_s:g}"}
+    headers = {"x-request-timeout-seconds": f"{timeout_s:g}"}
     if ask.trace:
         headers["x-patchwork-trace"] = "content" if ask.content else "1"
+    headers |= {**auth_headers_for(ask.name), **parsed_headers(ask.headers)}
     with httpx.Client(base_url=url, headers=headers, timeout=timeout_s + GRACE_S) as client:
         try:
             answer = _streamed(client, ask, as_json=as_json) if ask.stream else _whole(client, ask)

@@ -15,8 +15,8 @@ from patchwork_serving.bench.arrivals import Arrivals, schedule
 from patchwork_serving.bench.environment import emulated_of
 from patchwork_serving.bench.run import LoadOptions, _not_answered, _settings
 from patchwork_serving.bench.sse import EventWatch, LangServeEvents, OpenAIEvents, stages_of
-from patchwork_serving.cli_apps import auth_headers_for
-from patchwork_serving.cli_bench import _prepare, parsed_headers, parsed_rates, read_inputs
+from patchwork_serving.cli_apps import auth_headers_for, parsed_headers
+from patchwork_serving.cli_bench import _prepare, parsed_rates, read_inputs
 from patchwork_serving.errors import UsageError
 from patchwork_serving.urls import is_loopback, shown
 

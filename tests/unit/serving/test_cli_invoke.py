@@ -2,12 +2,54 @@
 
 from __future__ import annotations
 
+import json
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from typing import Any
 
 import pytest
 
 from patchwork_serving import cli_faults
-from patchwork_serving.cli_invoke import _failure, parsed_input, readable, server_sent_events
+from patchwork_serving.cli_invoke import Ask, _failure, invoke, parsed_input, readable, server_sent_events
+
+
+@pytest.fixture
+def asked() -> Iterator[tuple[str, list[dict[str, str]]]]:
+    """The URL of a server that answers every question, and the headers that it was sent."""
+    seen: list[dict[str, str]] = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            self.rfile.read(int(self.headers["content-length"]))
+            seen.append({name.lower(): value for name, value in self.headers.items()})
+            body = json.dumps({"output": "yes", "metadata": {"run_id": "1"}}).encode()
+            self.send_response(200)
+            self.send_header("content-length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, format: str, *args: object) -> None:
+            pass
+
+    server = HTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_port}", seen
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+def test_headers_are_sent_and_go_before_our_own(
+    asked: tuple[str, list[dict[str, str]]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url, seen = asked
+    monkeypatch.setenv("PATCHWORK_API_KEY", "of-this-machine")
+    invoke(Ask(url, "well?", headers=["Authorization: Bearer of-theirs", "X-Team: a:b"]), as_json=True)
+    invoke(Ask(url, "well?"), as_json=True)
+    assert [headers["authorization"] for headers in seen] == ["Bearer of-theirs", "Bearer of-this-machine"]
+    assert seen[0]["x-team"] == "a:b"
 
 
 @pytest.mark.parametrize(
