@@ -32,7 +32,7 @@ from patchwork_scheduler.model import SloClass
 REOPEN = 0.95
 #: Of the time that a request has to spare, lost per step of priority below the highest class.
 PRIORITY_STEP = 0.25
-#: A request refused with less than this of its class's time was its own client's hurry: the door is not shut for the others.
+#: A request refused, or late, with less than this of its class's time was its own client's hurry, and says nothing about the others.
 USUAL = 0.9
 MARGIN_LOW, MARGIN_HIGH = 0.2, 1.5
 #: Where the rare request misses even alone, no stretch keeps the promise: of what the mean request has to spare, this much is allowed.
@@ -205,8 +205,11 @@ class Admission:
             self._present = dict.fromkeys(self._present, 0.0)
         if accepted is None or cancelled or self._mode != "refuse":
             return
+        late = now > accepted.deadline
+        if late and accepted.deadline - accepted.since < USUAL * accepted.slo.deadline_s:
+            return  # its own client's hurry
         self._compare(accepted, now)
-        if now > accepted.deadline:
+        if late:
             self._missed = True
             if accepted.predicted_share > RATIO_TELLING:  # else it had plenty of room, and no door could have helped it
                 self.margin = max(MARGIN_LOW, self.margin * (1.0 - MARGIN_STEP))

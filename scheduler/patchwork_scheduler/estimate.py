@@ -17,6 +17,8 @@ from patchwork_scheduler.model import State
 
 #: Weight of a new observation once the mean has settled: about the last fifty count.
 DECAY = 0.02
+#: What a seed counts for: a part of one observation, as it was made elsewhere, with nobody else there.
+SEED_WEIGHT = 0.2
 #: What ``high_work_s`` is a quantile of: the share that SLO classes promise by default, so that the tail is known as far as it is promised.
 QUANTILE = 0.98
 #: With fewer requests than this, none lies above it: the quantile is the longest of them.
@@ -27,14 +29,24 @@ WINDOW = 256
 
 @dataclass(slots=True)
 class Learned:
-    """A decayed mean of a stream of numbers; the first observations are averaged plainly."""
+    """A decayed mean of a stream of numbers; the first observations are averaged plainly, with what was seeded before them."""
 
     mean: float = 0.0
     count: int = 0
+    prior: float = 0.0  #: observations that the seeds count for
+
+    @property
+    def known(self) -> bool:
+        return self.count > 0 or self.prior > 0.0
+
+    def seed(self, value: float) -> None:
+        """What is assumed until it is observed; several seeds are averaged."""
+        self.prior += SEED_WEIGHT
+        self.mean += SEED_WEIGHT / (self.count + self.prior) * (value - self.mean)
 
     def observe(self, value: float, *, decay: float = DECAY) -> None:
         self.count += 1
-        weight = decay if self.count * decay >= 1.0 else 1.0 / self.count
+        weight = decay if self.count * decay >= 1.0 else 1.0 / (self.count + self.prior)
         self.mean += weight * (value - self.mean)
 
 
@@ -132,13 +144,12 @@ class Estimates:
         self._nearest: dict[State, State | None] = {}
 
     def seed(self, state: State, work_s: float, demand: Mapping[str, float]) -> None:
-        """From the profile, before traffic; counts as one observation."""
+        """From the profile, before traffic; what is then observed soon outweighs it."""
         knowledge = self._knowledge(state)
-        knowledge.work.observe(work_s)
-        knowledge.recent.observe(work_s)
-        knowledge.time.observe(work_s)
+        knowledge.work.seed(work_s)
+        knowledge.time.seed(work_s)
         for component, seconds in demand.items():
-            knowledge.demand.setdefault(component, Learned()).observe(seconds)
+            knowledge.demand.setdefault(component, Learned()).seed(seconds)
         knowledge.ahead = None
 
     def ahead(self, state: State) -> Ahead:
@@ -174,7 +185,9 @@ class Estimates:
             knowledge.time.observe(actual)
             known = knowledge.demand
             for component, seconds in demand.items():
-                (known.get(component) or known.setdefault(component, Learned())).observe(seconds)
+                if component not in known:  # the mean is over all requests: those before did not need it
+                    known[component] = Learned(count=knowledge.work.count - 1)
+                known[component].observe(seconds)
             for component in known:
                 if component not in demand:  # not needed this time: the mean is over all requests
                     known[component].observe(0.0)
@@ -199,7 +212,7 @@ class Estimates:
 
 
 def _judge(knowledge: _StateKnowledge, actual: float) -> None:
-    if not knowledge.time.count:
+    if not knowledge.time.known:
         return  # nothing was predicted
     calibration, predicted = knowledge.calibration, knowledge.time.mean
     calibration.count += 1

@@ -7,10 +7,12 @@ Between reports the work is taken to drain at one second per second, so a stale 
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Collection, Hashable
 from dataclasses import dataclass, field
 
-#: A replica whose oldest call is so much overdue is asked only when the others are worse.
+#: A replica whose oldest call is so much overdue (or by as long as it should have taken, as answers differ in length), and that
+#: said nothing for so long, is asked only when the others are worse.
 SUSPECT_AFTER_S = 0.5
 #: How long a lost replica is left alone before one call tries it again; doubles with each further loss.
 RETRY_AFTER_S = 1.0
@@ -25,7 +27,9 @@ class _Replica:
     sent_s: float = 0.0  #: work sent since the report, not yet in it
     outstanding_s: float = 0.0  #: work that this sender has there and no reply to
     speed: float = 1.0  #: measured over predicted seconds of its calls: 2.0 is half as fast
-    outstanding: dict[str, tuple[float, float]] = field(default_factory=dict)  #: call -> (seconds, expected finish)
+    #: call -> (seconds, when the replica is suspect if it is still there)
+    outstanding: dict[str, tuple[float, float]] = field(default_factory=dict)
+    heard: float = -math.inf  #: when it last said anything: a reply, or a piece of one
     lost_until: float = 0.0
     losses: int = 0
 
@@ -46,11 +50,13 @@ class _Replica:
         return gone
 
     def trouble(self, now: float) -> int:
-        """2: lost, 1: its oldest call is overdue, 0: none. Python dicts keep order: the first is the oldest."""
+        """2: lost, 1: its oldest call is overdue and it is silent, 0: none. Python dicts keep order: the first is the oldest."""
         if now < self.lost_until:
             return 2
-        for _, expected in self.outstanding.values():
-            return 1 if now - expected > SUSPECT_AFTER_S else 0
+        if now - self.heard <= SUSPECT_AFTER_S:
+            return 0
+        for _, overdue in self.outstanding.values():
+            return 1 if now > overdue else 0
         return 0
 
 
@@ -106,9 +112,12 @@ class Router:
     def sent(self, name: str, call_id: str, occupied_s: float, now: float, *, alone_s: float | None = None) -> None:
         """A call went out. ``occupied_s``: by how much it delays others there; ``alone_s``: how long it takes itself."""
         replica = self._replicas[name]
-        expected = now + replica.waiting_s(now) + (occupied_s if alone_s is None else alone_s) * replica.speed
+        takes = replica.waiting_s(now) + (occupied_s if alone_s is None else alone_s) * replica.speed
         replica.sent_s += occupied_s
-        replica.outstanding[call_id] = (occupied_s, expected)
+        replica.outstanding[call_id] = (
+            occupied_s,
+            now + takes + (takes if takes > SUSPECT_AFTER_S else SUSPECT_AFTER_S),
+        )
         replica.outstanding_s += occupied_s
 
     def replied(
@@ -119,13 +128,19 @@ class Router:
         if replica is None:
             return  # scaled away meanwhile
         gone = replica.take(call_id)
-        replica.lost_until, replica.losses = 0.0, 0
+        replica.heard, replica.lost_until, replica.losses = now, 0.0, 0
         if backlog_s is not None:
             replica.backlog_s, replica.reported, replica.sent_s = backlog_s, now, 0.0
         elif gone is not None:
             replica.sent_s = max(0.0, replica.sent_s - gone[0])
         if ratio is not None:
             replica.speed += 0.05 * (min(max(ratio, 0.2), 5.0) - replica.speed)
+
+    def heard(self, name: str, now: float) -> None:
+        """A piece of an answer came: the replica is at work, however long that answer becomes."""
+        replica = self._replicas.get(name)
+        if replica is not None:
+            replica.heard = now
 
     def left(self, name: str, call_id: str) -> None:
         """The call was cancelled: it is no sign of life, and no work any more."""

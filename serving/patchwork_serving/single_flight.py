@@ -47,6 +47,10 @@ class SingleFlight(Generic[T]):
                 if mine:
                     raise
                 # that of the one who began it, who had less time than we have; our own ends us from outside
+            except asyncio.CancelledError:
+                if mine or _is_cancelled():
+                    raise
+                # the work was ended from inside, with the request of the one who began it, or with its replica
 
     def detach(self, group: Hashable) -> None:
         """What is asked for from now on must not be answered by work of this group that is under way: its data change."""
@@ -79,3 +83,9 @@ class SingleFlight(Generic[T]):
     def _forget(self, flight: _Flight[T]) -> None:
         if self._flights.get(flight.key) is flight:
             del self._flights[flight.key]
+
+
+def _is_cancelled() -> bool:
+    """Whether it is the caller itself that somebody cancels."""
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0

@@ -152,6 +152,8 @@ class RayTransport:
                         if reply.report is not None:
                             self._scheduling.replied(step, sending, reply.report, self._clock())
                             seen.report(reply.report)
+                        else:
+                            self._scheduling.heard(sending, self._clock())
                         for payload in reply.payloads:
                             delivered = True
                             seen.reply(payload)

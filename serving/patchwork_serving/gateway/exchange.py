@@ -270,9 +270,9 @@ class Exchange:
             self._watch.cancel()
         if self.run is not None:
             whole = error is None and outcome in ("attained", "missed")
-            self.gateway.door.finished(
-                self.run.id, time.monotonic(), whole=whole, cancelled=outcome not in ("attained", "missed")
-            )
+            # what a slow reader takes is no work, and the next client may be a fast one
+            until = self.run.worked_until(time.monotonic())
+            self.gateway.door.finished(self.run.id, until, whole=whole, cancelled=outcome not in ("attained", "missed"))
             self._calls = self.gateway.metrics.calls_of(self.run.id)
             self.gateway.metrics.close_run(self.run.id)
             if not self.run.started:

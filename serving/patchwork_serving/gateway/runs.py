@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextvars import Context
@@ -23,11 +24,17 @@ class Mailbox:
         self._filled = asyncio.Event()
         self._room = asyncio.Event()
         self.closed = False
+        self.blocked_s = 0.0  #: in which the writer waited for the reader
 
     async def put(self, item: Any) -> None:
-        while len(self._items) >= self._size and not self.closed:
-            self._room.clear()
-            await self._room.wait()
+        if len(self._items) >= self._size and not self.closed:
+            began = time.monotonic()
+            try:
+                while len(self._items) >= self._size and not self.closed:
+                    self._room.clear()
+                    await self._room.wait()
+            finally:
+                self.blocked_s += time.monotonic() - began
         self._items.append(item)
         self._filled.set()
 
@@ -63,6 +70,7 @@ class Run:
         self._task: asyncio.Task[Any] | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._reason: RequestStopped | None = None
+        self._worked_until: float | None = None
 
     @property
     def id(self) -> str:
@@ -76,6 +84,11 @@ class Run:
     @property
     def started(self) -> bool:
         return self._task is not None
+
+    def worked_until(self, now: float) -> float:
+        """When the work was done, or would have been had the client read as fast as it was written to; ``now`` while it is under way."""
+        until = now if self._worked_until is None else self._worked_until
+        return until - self._mailbox.blocked_s
 
     def start(self, work: Coroutine[Any, Any, Any], seconds: float, context: Context) -> None:
         """Run ``work`` in ``context``; stop it after ``seconds``."""
@@ -137,6 +150,7 @@ class Run:
                 self._mailbox.close()
 
     def _ended(self, task: asyncio.Task[Any]) -> None:
+        self._worked_until = time.monotonic()
         if self._timer is not None:
             self._timer.cancel()
         if not task.cancelled():

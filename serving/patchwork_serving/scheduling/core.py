@@ -125,7 +125,8 @@ class Scheduling:
             self._door.admission.finished(run_id, now, cancelled=cancelled or blind)
             if journey is None or not whole:
                 return
-            self._door.judge(journey.predicted_s, now - journey.arrived)
+            if not blind:
+                self._door.judge(journey.predicted_s, now - journey.arrived)
             visits = journey.visits(now)
             if visits:
                 self._estimates.observe(visits, now)
@@ -183,6 +184,13 @@ class Scheduling:
                 alone_s = step.predicted.alone_s
                 ratio = report.service_s / alone_s if report.batch <= 1 and alone_s > 0.0 else None
                 self._prefixes[step.component].observe(step.prefix, report.replica, ratio)
+
+    def heard(self, sending: Sending, now: float) -> None:
+        """A piece of the answer came."""
+        with self._lock:
+            replicas = self._replicas.get(sending.component)
+            if replicas is not None:
+                replicas.router.heard(sending.replica, now)
 
     def lost(self, step: Step, sending: Sending, now: float) -> None:
         """The replica died with the attempt, or did not take it."""

@@ -119,9 +119,9 @@ class CallCosts:
         self._all = _Seen()
 
     def seed(self, site: str, alone_s: float) -> None:
-        """From sample runs; counts as one observation."""
+        """From sample runs; what is then observed soon outweighs it."""
         for seen in (self._of(site), self._all):
-            seen.per_item.setdefault(1, Learned()).observe(alone_s)
+            seen.per_item.setdefault(1, Learned()).seed(alone_s)
             seen.cheapest = seen.cheapest or alone_s
 
     def observe(self, site: str, size: int, payload_bytes: int, report: Report) -> None:

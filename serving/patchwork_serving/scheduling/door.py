@@ -58,9 +58,7 @@ class Door:
         return decision
 
     def judge(self, predicted_s: float, actual_s: float) -> None:
-        """A request that was let in got its answer."""
-        if predicted_s <= 0.0:
-            return  # nothing was known
+        """A request that was let in got its answer; not to be told of one of which nothing was known, or of a batch."""
         judged = self.calibration
         judged.count += 1
         judged.predicted += predicted_s

@@ -129,6 +129,17 @@ def test_a_miss_that_was_not_the_doors_leaves_the_margin_and_low_load_lets_it_re
     assert admission.margin == 1.0
 
 
+def test_who_misses_a_deadline_of_its_own_client_tells_the_door_nothing() -> None:
+    admission, some = door(), Ahead(0.5, 1.5, 0.5, {"llm": 0.5}, samples=3)
+    for i in range(3):
+        admission.accepted(f"hurry{i}", FAST, some, 0.001, 0.0, 0.5)
+        admission.finished(f"hurry{i}", 0.6)
+    assert (admission.margin, admission.ratio) == (1.0, 1.0)
+    fill(admission, 2)
+    # still as far as the mean bears: the longest of three is not what is promised by, as nobody missed
+    assert isinstance(admission.decide(FAST, some, 0.0, 2.0), Admit)
+
+
 def test_a_request_that_was_cancelled_or_had_time_to_spare_teaches_nothing() -> None:
     admission = door()
     admission.accepted("cancelled", FAST, ahead(), 2.0, 0.0, 1.9)

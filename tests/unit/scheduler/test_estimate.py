@@ -36,6 +36,29 @@ def test_nothing_is_known_before_a_seed_or_a_request() -> None:
     assert estimates.ahead(GRADE).work_s == 0.7
 
 
+def test_a_seed_is_soon_outweighed_and_no_longest_request() -> None:
+    estimates = Estimates()
+    estimates.seed(ANSWER, 9.0, {"llm": 9.0})
+    assert estimates.ahead(ANSWER).samples == 0
+    estimates.observe(visits(answer_s=1.0)[1:], finished=1.5)
+    ahead = estimates.ahead(ANSWER)
+    assert ahead.work_s == pytest.approx((1.0 + 0.2 * 9.0) / 1.2)
+    assert ahead.demand["llm"] == pytest.approx(ahead.work_s)
+    for _ in range(19):
+        estimates.observe(visits(answer_s=1.0)[1:], finished=1.5)
+    assert estimates.ahead(ANSWER).work_s == pytest.approx(1.0, rel=0.1)
+    assert estimates.ahead(ANSWER).high_work_s < 1.1
+    assert estimates.calibration()[ANSWER].count == 20  # the first was predicted too, by the seed
+
+
+def test_what_the_tenth_request_is_first_to_need_is_a_tenth_of_the_demand() -> None:
+    estimates = Estimates()
+    for _ in range(9):
+        estimates.observe([Visit(GRADE, "llm", 0.0, 1.0, 1.0)], finished=1.0)
+    estimates.observe([Visit(GRADE, "llm", 0.0, 1.0, 1.0), Visit(State("web"), "web", 1.0, 5.0, 5.0)], finished=6.0)
+    assert estimates.ahead(GRADE).demand == {"llm": pytest.approx(1.0), "web": pytest.approx(0.5)}
+
+
 def test_a_loop_count_never_seen_is_answered_from_the_nearest_one() -> None:
     estimates = Estimates()
     estimates.seed(State("think", 0), 3.0, {})

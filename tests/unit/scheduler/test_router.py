@@ -68,6 +68,27 @@ def test_a_silent_replica_is_avoided_within_a_second() -> None:
     assert to.choose(0.2, now=0.8) == "b"
 
 
+def test_an_answer_longer_than_predicted_is_no_silence_until_it_takes_twice_as_long() -> None:
+    to = router("a", "b")
+    to.sent("a", "long", 0.1, now=0.0, alone_s=2.0)
+    to.sent("b", "others", 1.0, now=0.0, alone_s=9.0)
+    assert to.choose(0.1, now=3.9) == "a"
+    assert to.choose(0.1, now=4.3) == "b"
+
+
+def test_a_replica_that_answers_others_or_in_pieces_is_not_silent() -> None:
+    to = router("a", "b")
+    to.sent("a", "long", 0.2, now=0.0)
+    to.sent("b", "others", 1.0, now=0.0, alone_s=9.0)
+    assert to.choose(0.1, now=2.0) == "b"
+    to.heard("a", now=2.0)
+    assert to.choose(0.1, now=2.4) == "a"
+    assert to.choose(0.1, now=2.6) == "b"
+    to.sent("a", "short", 0.1, now=2.6)
+    to.replied("a", "short", now=2.7, backlog_s=0.0)
+    assert to.choose(0.1, now=2.8) == "a"
+
+
 def test_a_slow_replica_gets_less() -> None:
     to = router("a", "b")
     for i in range(40):

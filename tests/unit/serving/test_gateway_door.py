@@ -9,6 +9,7 @@ import httpx
 import openai
 import pytest
 from fastapi import FastAPI
+from langchain_core.runnables import RunnableGenerator
 
 from kit.gateway import ANSWER, Gate, LcelRunner, client, events, rag_chain
 from patchwork_scheduler.admission import Admit, Decision, Hold, Refuse
@@ -143,6 +144,55 @@ async def test_later_requests_do_not_pass_those_who_are_held() -> None:
         door.open = True
         await asyncio.gather(*asking)
     assert [str(config["run_id"])[-1] for config in runner.configs] == ["0", "1", "2"]
+
+
+class Timed(OpenDoor):
+    """Notes how long each request took, as the door is told."""
+
+    def __init__(self) -> None:
+        self.came = 0.0
+        self.took: list[float] = []
+
+    def decide(self, run_id: str, slo: str, deadline: float, now: float, weight: int = 1) -> Decision:
+        self.came = now
+        return Admit(0.1)
+
+    def finished(self, run_id: str, now: float, *, whole: bool, cancelled: bool = False) -> None:
+        self.took.append(now - self.came)
+
+
+@pytest.mark.parametrize("chunks", [3, 300])
+async def test_what_a_slow_reader_takes_is_not_learnt_as_work(chunks: int) -> None:
+    async def many(text: Any) -> Any:
+        async for _ in text:
+            for number in range(chunks):
+                yield f"{number} "
+
+    door = Timed()
+    app = behind(door, LcelRunner(RunnableGenerator(many)))
+    body, sent = b'{"input": "x"}', 0
+    given = iter([{"type": "http.request", "body": body, "more_body": False}])
+
+    async def receive() -> Any:
+        return next(given, None) or await asyncio.Event().wait()
+
+    async def send(message: Any) -> None:
+        nonlocal sent
+        sent += len(message.get("body", b""))
+        if message.get("body"):
+            await asyncio.sleep(0.1)  # the client reads slowly
+
+    headers = [(b"content-type", b"application/json"), (b"host", b"gateway")]
+    scope = {
+        "type": "http", "asgi": {"version": "3.0"}, "http_version": "1.1", "method": "POST", "scheme": "http", "path": "/stream",
+        "raw_path": b"/stream", "query_string": b"", "root_path": "", "headers": headers, "server": ("gateway", 80),
+    }  # fmt: skip
+    began = asyncio.get_running_loop().time()
+    await app(scope, receive, send)
+    assert asyncio.get_running_loop().time() - began > 0.2
+    assert sent > 2 * chunks
+    assert len(door.took) == 1
+    assert door.took[0] < 0.1
 
 
 async def test_classes_are_told_apart_in_headers_metrics_and_info() -> None:

@@ -355,6 +355,29 @@ def test_the_doors_predictions_are_judged_too() -> None:
     assert (facts["judged"], facts["predicted_over_actual"]) == (9, pytest.approx(1.0))
 
 
+def test_a_batch_is_not_judged_as_its_inputs_delay_one_another() -> None:
+    world = World("a")
+    world.request("r", 0.0, 1.0)
+    world.request("next", 10.0, 1.0)
+    judged = world.it.facts(20.0)["judged"]
+    world.it.decide("batch", "fast", 30.0, 20.0, 8)
+    step, sending = world.call("batch", 20.0, site="site0")
+    world.answer(step, sending, 29.0, 9.0)
+    world.it.finished("batch", 29.0, whole=True)
+    facts = world.it.facts(30.0)
+    assert (judged, facts["judged"], facts["predicted_over_actual"]) == (1, 1, pytest.approx(1.0))
+
+
+def test_a_replica_in_the_middle_of_a_long_stream_is_not_silent() -> None:
+    world = World("a", "b")
+    _, first = world.call("r1", 0.0)
+    others = [world.call(f"o{n}", 0.0)[1] for n in range(1)]
+    assert first.replica != others[0].replica
+    assert world.it._replicas["llm"].router._replicas[first.replica].trouble(5.0) == 1
+    world.it.heard(first, 5.0)
+    assert world.it._replicas["llm"].router._replicas[first.replica].trouble(5.2) == 0
+
+
 def test_tokens_are_predicted_from_the_bytes_of_the_prompt() -> None:
     world = World("a")
     world.answer(*world.call("r", 0.0), now=1.0, service_s=1.0, prompt_tokens=100, output_tokens=20)
