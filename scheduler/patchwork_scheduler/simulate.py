@@ -24,6 +24,9 @@ from patchwork_scheduler.results import ComponentUse, Results
 from patchwork_scheduler.simulated_hosts import ComponentPlan, Cost, Flight, Pool, Request, Setup, Target
 from patchwork_scheduler.workload import Path, Workload
 
+#: A request, and when it ended; None: it was refused.
+Seen = Callable[[Request, float | None], None]
+
 #: Walks through the sites that stand for the sample runs of a profile.
 SAMPLE_RUNS = 50
 
@@ -65,6 +68,7 @@ class _Simulation:
         self.risks: list[tuple[float, str]] = []  # latest start of waiting calls, where the door may be held
         self.held: deque[Request] = deque()
         self.ended: Callable[[float], None] | None = None  # a closed loop sends its next request here
+        self.seen: Seen | None = None
         self._events: list[tuple[float, int, Target, int]] = []
         self._order = itertools.count()
         self._calls = itertools.count()
@@ -122,6 +126,8 @@ class _Simulation:
                 self.visit(request, now)
             case Refuse():
                 self.results.refuse(decision.retry_after_s)
+                if self.seen is not None:
+                    self.seen(request, None)
             case Hold(_, check_after):
                 if not self.held:
                     self.at(now + check_after, _Retry(), 0)
@@ -182,8 +188,9 @@ class _Simulation:
             self.results.ttft.append(now - request.arrived)
 
     def replied(self, flight: Flight, now: float) -> None:
-        if self.setup.hop_s:
-            self.at(now + self.setup.hop_s, _Reply(flight), 0)
+        hop_s = self.setup.hop_s if flight.host is None else self.setup.hop_s + flight.host.pool.plan.hop_s
+        if hop_s:
+            self.at(now + hop_s, _Reply(flight), 0)
         else:
             self.receive(flight, now)
 
@@ -204,6 +211,8 @@ class _Simulation:
         if request.at == len(request.path):
             self.estimates.observe(request.visits, now)
         self.results.finish(now - request.arrived, now <= request.deadline)
+        if self.seen is not None:
+            self.seen(request, now)
         if self.ended is not None:
             self.ended(now)
 
@@ -245,10 +254,12 @@ def simulate(
     seed: int = 0,
     paths: Callable[[random.Random], Path] | None = None,
     door: Admission | None = None,
+    seen: Seen | None = None,
 ) -> Results:
     """Run the first ``requests`` of ``arrivals`` (all when None) to their end.
 
     ``paths`` draws what a request does (default: the workload); ``door`` decides who comes in (default: as ``setup`` says).
+    ``seen`` is told of each request when it ends.
     Equal arguments give equal results. IncompleteProfile names a component that ``plan`` or ``costs`` lack.
     """
     rng = random.Random(seed)
@@ -258,6 +269,7 @@ def simulate(
     sim = _Simulation(workload, plan, costs, {slo.name: slo}, setup, results)
     if door is not None:
         sim.admission = door
+    sim.seen = seen
     sim.run(offered)
     results.margin = sim.admission.margin
     results.calibration = sim.estimates.calibration()

@@ -22,6 +22,8 @@ Cost = BatchCost | TokenCost
 #: While calls wait outside an engine that only decodes, how many steps pass before it is asked again for room.
 ASK_AGAIN_STEPS = 4
 UNLIMITED_STEPS = 1_000_000
+#: As in the real host, where handing a call over takes time: the next one follows so many steps before the last prefill is done.
+LEAD_STEPS = 1.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +34,9 @@ class ComponentPlan:
     token_budget: int = 8192  #: prefill and decode tokens of one engine step
     slower: tuple[float, ...] = ()  #: how many times as slow as its cost each replica is; missing: 1
     unlimited: bool = False  #: a hosted API, or the chain's own time: no call waits for another
+    hop_s: float = 0.0  #: a call's way there and back, on top of ``Setup.hop_s``
+    #: continuous engines: from when a call is let in until the engine has it; it holds one of ``max_sequences`` meanwhile
+    enter_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -227,17 +232,21 @@ class ContinuousHost:
         self.pool = pool
         self.queue = queue
         self.engine = SimulatedContinuous(cost, max_sequences=plan.max_sequences, token_budget=plan.token_budget)
+        self._enter_s = plan.enter_s
         self._bound: WorkBound | None = None
         if setup.bounded:
             self._bound = WorkBound(
                 cost,
                 max_sequences=plan.max_sequences,
                 max_prefill_tokens=plan.token_budget,
-                progress=self.engine.generated,
+                lead_s=LEAD_STEPS * cost.shortest_step_s + plan.enter_s if plan.enter_s else 0.0,
+                progress=self._generated if plan.enter_s else self.engine.generated,
             )
         self._by_rank = setup.engine_priority
         self._backlog_s = 0.0  # work waiting and running here
+        self._entering: set[str] = set()  # let in, and not in the engine yet
         self._version = 0
+        self._asked = 0
 
     @property
     def busy_s(self) -> float:
@@ -249,38 +258,65 @@ class ContinuousHost:
 
     @property
     def inside(self) -> int:
-        return len(self.engine)
+        return len(self.engine) + len(self._entering)
 
     def backlog_s(self, now: float) -> float:
         return self._backlog_s
 
+    def _generated(self, call_id: str) -> int:
+        return 0 if call_id in self._entering else self.engine.generated(call_id)
+
     def advance(self, clock: Clock, now: float, most: float = math.inf) -> None:
         """Let calls in, and keep the engine stepping."""
-        queue, engine = self.queue, self.engine
+        queue, bound = self.queue, self._bound
         shortened: float | None = None
         while len(queue) and most > 0:
             most -= 1
-            if self._bound is not None:
+            if self._enter_s and self.inside >= self.engine.max_sequences:
+                break
+            if bound is not None:
                 head = queue.peek(now)
-                if head is None or not self._bound.has_room(head, now):
+                if head is None or not bound.has_room(head, now):
+                    if self._enter_s:  # an engine that hears of a call later is not to wait for it until its step ends
+                        self._asked += 1
+                        step_s = bound.cost.shortest_step_s * bound.slowdown
+                        clock.at(bound.ask_again_at(now, ASK_AGAIN_STEPS * step_s), _Asking(self), self._asked)
                     break
             call = queue.next_batch(now)[0]
-            end = self._enter(clock, call, now)
+            end = self._let_in(clock, call, now)
             shortened = end if end is not None else shortened
-        end = engine.start(now, most_steps=ASK_AGAIN_STEPS if len(queue) else UNLIMITED_STEPS)
+        self._step(clock, now, shortened)
+
+    def asked_again(self, clock: Clock, now: float, tag: int) -> None:
+        if tag == self._asked:
+            self.advance(clock, now)
+
+    def _step(self, clock: Clock, now: float, shortened: float | None) -> None:
+        end = self.engine.start(now, most_steps=ASK_AGAIN_STEPS if len(self.queue) else UNLIMITED_STEPS)
         if end is None:
             end = shortened
         if end is not None:
             self._version += 1
             clock.at(end, self, self._version)
 
-    def _enter(self, clock: Clock, call: Call, now: float) -> float | None:
-        flight = clock.flights[call.id]
-        flight.host = self
+    def _let_in(self, clock: Clock, call: Call, now: float) -> float | None:
+        clock.flights[call.id].host = self
         if self._bound is not None:
             self._bound.started(call, now)
+        if not self._enter_s:
+            return self._enter(clock, call, now)
+        self._entering.add(call.id)
+        clock.at(now + self._enter_s, _Entering(self, call), 0)
+        return None
+
+    def _enter(self, clock: Clock, call: Call, now: float) -> float | None:
         key = self.pool.policy.rank(call) if self._by_rank else 0.0
-        return self.engine.add(call.id, call.prompt_tokens, flight.step.output_tokens, key, now)
+        return self.engine.add(call.id, call.prompt_tokens, clock.flights[call.id].step.output_tokens, key, now)
+
+    def entered(self, clock: Clock, call: Call, now: float) -> None:
+        """The engine has the call."""
+        self._entering.discard(call.id)
+        self._step(clock, now, self._enter(clock, call, now))
 
     def fire(self, clock: Clock, now: float, tag: int) -> None:
         if tag != self._version:
@@ -303,3 +339,20 @@ class ContinuousHost:
             self.advance(clock, now)
         for call_id in done:
             clock.replied(flights[call_id], now)
+
+
+@dataclass(frozen=True, slots=True)
+class _Entering:
+    host: ContinuousHost
+    call: Call
+
+    def fire(self, clock: Clock, now: float, tag: int) -> None:
+        self.host.entered(clock, self.call, now)
+
+
+@dataclass(frozen=True, slots=True)
+class _Asking:
+    host: ContinuousHost
+
+    def fire(self, clock: Clock, now: float, tag: int) -> None:
+        self.host.asked_again(clock, now, tag)

@@ -91,7 +91,7 @@ class WorkBound:
             return True
         # What is inside fills the step under way; the call waits for the next one. (Alone, a prompt may be longer than allowed.)
         within = len(self._prefilling) == 1 or self._prefill_tokens <= allowed
-        return allowed > 0.0 and self._lead_s > 0.0 and within and self._prefilled_at - now <= self._lead_s
+        return allowed > 0.0 and self._lead_s > 0.0 and within and self._prefilled_at - now <= self._lead_s + 1e-9
 
     def allowance(self, now: float, call: Call | None = None) -> float:
         """Prefill tokens that may be inside. At least one call may always prefill where no running deadline forbids it."""

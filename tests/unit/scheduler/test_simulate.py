@@ -89,6 +89,31 @@ def test_a_stretch_of_decoding_ends_with_the_step_in_which_somebody_comes() -> N
     assert engine.generated("a") == 6
 
 
+@pytest.mark.parametrize("setup", [OPEN, Setup(admission="open")])
+def test_a_call_that_is_handed_over_holds_a_place_and_what_its_component_adds_comes_after(setup: Setup) -> None:
+    llm = Workload("answer", [Site("answer", "llm", output_tokens=11)])
+    plan = {"llm": ComponentPlan(1, max_sequences=1, enter_s=0.5, hop_s=0.25)}
+    costs = {"llm": TokenCost(0.1, 0.0, 0.0, call_s=0.5)}
+    found = simulate(llm, plan, costs, [0.0, 0.1], SloClass("s", 9.0), setup=setup)
+    assert found.latencies == pytest.approx([0.5 + 1.1 + 0.25, 2 * (0.5 + 1.1) + 0.25 - 0.1])
+
+
+def test_an_engine_is_handed_the_next_prompt_before_its_step_ends() -> None:
+    llm = Workload("grade", [Site("grade", "llm", prompt_tokens=1000, output_tokens=1)])
+    plan = {"llm": ComponentPlan(1, token_budget=1000, enter_s=0.5)}
+    costs = {"llm": TokenCost(0.01, 0.002, 0.0, call_s=0.5)}  # a prompt takes two seconds
+    found = simulate(llm, plan, costs, [0.0] * 3, SloClass("s", 6.6), setup=Setup(admission="open"))
+    assert found.latencies == pytest.approx([2.5, 4.5, 6.5])  # the engine is never without one
+
+
+def test_each_request_is_told_once_when_it_ends_or_is_refused() -> None:
+    ends: dict[str, float | None] = {}
+    slo, plan = SloClass("s", 1.5), {"machine": ComponentPlan(1, max_batch=1)}
+    costs = {"machine": BatchCost.constant(1.0)}
+    simulate(ONE, plan, costs, [0.0, 0.0], slo, seen=lambda one, at: ends.setdefault(one.id, at))
+    assert ends == {"r0": 1.0, "r1": None}
+
+
 @given(
     policy=st.sampled_from(policy_names()),
     admission=st.sampled_from(["refuse", "hold", "open"]),
