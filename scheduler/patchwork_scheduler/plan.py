@@ -34,6 +34,7 @@ def make_plan(profile: Profile, resources: Resources, goal: Goal | None = None, 
     solution = solve(problem)
     if solution is None:
         raise asked.why_infeasible(problem)
+    asked.refuse_overworked_cores(problem, solution)
     return asked.plan(problem, solution, _marginals(asked, problem, solution) if marginals else ())
 
 
@@ -41,14 +42,14 @@ def _marginals(asked: _Asked, problem: Problem, solution: Solution) -> tuple[Mar
     """By solving again: the duals of an integer program do not say what a whole GPU more would bring."""
     free = replace(problem, rate_per_s=None)
     best = solution if problem.rate_per_s is None else solve(free, only_rate=True)
-    now = rate_of(problem, (best or solution).replicas)
+    now = asked.sustained(problem, best or solution)
     found = []
     for node in problem.nodes:
         for resource in ("cpu", "gpu") if node.gpus else ("cpu",):
             more = replace(asked, resources=asked.resources.with_one_more(node.name, resource))
             larger = replace(more.problem(), rate_per_s=None)
             better = solve(larger, only_rate=True)
-            gain = 0.0 if better is None else max(0.0, rate_of(larger, better.replicas) - now)
+            gain = 0.0 if better is None else max(0.0, more.sustained(larger, better) - now)
             found.append(Marginal(node.name, "gpu" if resource == "gpu" else "cpu", gain if gain > 1e-9 * now else 0.0))
     return tuple(found)
 
@@ -152,7 +153,7 @@ class _Asked:
         if problem.rate_per_s is not None:
             best = solve(replace(problem, rate_per_s=None), only_rate=True)
             if best is not None:
-                reached = rate_of(problem, best.replicas)
+                reached = self.sustained(problem, best)
                 limiting = self.plan(problem, best, ()).bottleneck
                 return NoFeasiblePlan(
                     f"rate is {problem.rate_per_s:g} requests/s, but these resources sustain {reached:.4g} at most, limited by"
@@ -185,7 +186,7 @@ class _Asked:
         return cpus, gpus
 
     def plan(self, problem: Problem, solution: Solution, marginals: tuple[Marginal, ...]) -> Plan:
-        rate = rate_of(problem, solution.replicas)
+        rate = self.sustained(problem, solution)
         chosen = _chosen(problem, solution)
         shown_at = self.goal.rate_per_s or rate
         components = tuple(
@@ -196,10 +197,13 @@ class _Asked:
             d.serial * max((o.seconds for o, _ in chosen if o.component == index), default=0.0)
             for index, d in enumerate(problem.demands)
         ]
+        work = self._core_s(problem, solution)
+        is_core_bound = rate < rate_of(problem, solution.replicas)
+        worked = {c.id: work[index] for index, c in enumerate(self.components)}
         return Plan(
             chain=self.profile.chain,
             rate_per_s=rate,
-            bottleneck=max(components, key=lambda c: c.utilisation).id,
+            bottleneck=max(components, key=lambda c: worked[c.id] if is_core_bound else c.utilisation).id,
             cost=sum(problem.price(o) * n for o, n in chosen),
             path_s=self.elsewhere_s + sum(c.path_s for c in components),
             full_batch_path_s=self.elsewhere_s + sum(full),
@@ -209,7 +213,34 @@ class _Asked:
             slo_s=self.goal.slo_s,
             max_utilisation=self.goal.max_utilisation,
             bound_per_s=solution.bound_per_s,
+            core_s=sum(work) if is_core_bound else None,
         )
+
+    def sustained(self, problem: Problem, solution: Solution) -> float:
+        """Requests per second: what the replicas carry, and where they share cores, no more than the cores can work off."""
+        work = sum(self._core_s(problem, solution))
+        cores = sum(node.cpus * node.count for node in problem.nodes) * self.goal.max_utilisation
+        rate = rate_of(problem, solution.replicas)
+        # always within, but for rounding, where each replica has the cores that it keeps busy
+        return rate if work * rate <= cores * (1 + 1e-9) else cores / work
+
+    def _core_s(self, problem: Problem, solution: Solution) -> list[float]:
+        """Core-seconds that each component works for a request: calls go to its replicas as these can carry them."""
+        found = []
+        for index, component in enumerate(self.components):
+            mine = [(o, n) for o, n in _chosen(problem, solution) if o.component == index]
+            busy = sum(component.measured[o.variant].busy * n for o, n in mine)
+            carried = sum(o.calls_per_s * n for o, n in mine)
+            found.append(component.visits * busy / carried if carried else 0.0)
+        return found
+
+    def refuse_overworked_cores(self, problem: Problem, solution: Solution) -> None:
+        """NoFeasiblePlan when replicas that share cores carry the rate asked for one by one, but not all at once."""
+        if problem.rate_per_s is not None and (most := self.sustained(problem, solution)) < problem.rate_per_s:
+            raise NoFeasiblePlan(
+                f"rate is {problem.rate_per_s:g} requests/s, but the replicas share cores, which carry {most:.4g} at most; ask for"
+                f" less, or give more cores"
+            )
 
     def _component(
         self, component: ComponentProfile, problem: Problem, chosen: list[tuple[Option, int]], rate: float

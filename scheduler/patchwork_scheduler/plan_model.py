@@ -123,6 +123,9 @@ class Plan:
     slo_s: Positive | None = None
     max_utilisation: Share = 1.0
     bound_per_s: Positive | None = None  #: no plan can be better than this; None when a rate was asked for
+    core_s: Positive | None = (
+        None  #: that a request keeps cores busy, where replicas share them and that limits the rate
+    )
     profile: Profile | None = None  #: what it was made from: deployments seed their predictions from it, and plan again
     resources: Resources | None = None  #: what it may use
     version: Literal[1] = 1

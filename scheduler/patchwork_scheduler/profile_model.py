@@ -56,7 +56,8 @@ class Measured:
 
     hardware: Name  #: as nodes name what they offer: ``cpu``, ``gpu``, ``h200``
     points: Annotated[tuple[Point, ...], Field(min_length=1)]
-    cpus: NotNegative = 1.0  #: cores that one replica keeps busy
+    cpus: NotNegative = 1.0  #: cores that one replica takes: as many as it keeps busy, or the share that it is given
+    busy_cpus: NotNegative | None = None  #: cores that it keeps busy, where it is given another number; None: ``cpus``
     gpus: NotNegative = 0.0  #: whole GPUs, or a fraction of one
     cold_start_s: NotNegative = 0.0  #: from the wish for a replica to its first answer
     fit_error: NotNegative | None = None  #: mean relative error of the piecewise-linear fit through the points
@@ -81,6 +82,20 @@ class Measured:
                 raise InvalidInput(
                     f"points of {self.hardware} with batch {batch} are measured both with and without tokens"
                 )
+
+    @property
+    def busy(self) -> float:
+        """Cores that one replica keeps busy."""
+        return self.cpus if self.busy_cpus is None else self.busy_cpus
+
+    def given(self, *, cpus: float | None = None, gpus: float | None = None) -> Measured:
+        """With other shares of a node than it was seen to use; None leaves one as it is."""
+        return replace(
+            self,
+            cpus=self.cpus if cpus is None else cpus,
+            gpus=self.gpus if gpus is None else gpus,
+            busy_cpus=self.busy,
+        )
 
     def batch_points(self, tokens: float | None) -> tuple[BatchPoint, ...]:
         """One point per measured batch, smallest first, at ``tokens`` per call (None: at the fewest measured)."""

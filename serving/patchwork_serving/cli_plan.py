@@ -16,6 +16,7 @@ from patchwork_adapters.target import parse_target
 from patchwork_scheduler.errors import InvalidInput
 from patchwork_scheduler.plan import make_plan
 from patchwork_scheduler.plan_model import Fixed, Goal, Plan
+from patchwork_scheduler.plan_sharing import needed_cores, sharing_cores
 from patchwork_scheduler.profile_model import ComponentProfile, Profile
 from patchwork_scheduler.resources import Resources
 from patchwork_serving import build_process
@@ -55,7 +56,15 @@ def plan(wish: Wish, *, as_json: bool) -> None:
     profile.check_components(_components(wish.target, config))
     profile = with_shares(profile, config)
     goal = dataclasses.replace(goal, fixed=fixed_choices(profile, config))
-    found = dataclasses.replace(make_plan(profile, resources, goal), profile=profile, resources=resources)
+    by_hand = {name for name, choice in config.components.items() if choice.num_cpus is not None}
+    shared = sharing_cores(profile, resources, goal.fixed, by_hand)
+    found = dataclasses.replace(make_plan(shared, resources, goal), profile=shared, resources=resources)
+    if shared is not profile:
+        needed = needed_cores(profile, resources, goal.fixed)
+        note(
+            f"one replica of everything keeps {needed:.3g} cores busy and there are {resources.nodes[0].cpus:g}: replicas share"
+            f" them; components.ID.num_cpus in patchwork.yaml fixes a share"
+        )
     if wish.output is not None:
         with writing(wish.output):
             found.save(wish.output)
@@ -77,14 +86,7 @@ def with_shares(profile: Profile, config: Config) -> Profile:
 def _shared(component: ComponentProfile, wish: ComponentConfig | None) -> ComponentProfile:
     if wish is None or (wish.num_cpus is None and wish.num_gpus is None):
         return component
-    measured = tuple(
-        dataclasses.replace(
-            m,
-            cpus=m.cpus if wish.num_cpus is None else float(wish.num_cpus),
-            gpus=m.gpus if wish.num_gpus is None else float(wish.num_gpus),
-        )
-        for m in component.measured
-    )
+    measured = tuple(m.given(cpus=wish.num_cpus, gpus=wish.num_gpus) for m in component.measured)
     return dataclasses.replace(component, measured=measured)
 
 
@@ -171,6 +173,8 @@ def show(found: Plan) -> None:
     console().print(table)
     asked = f" ({found.target_rate_per_s:g} asked for)" if found.target_rate_per_s else ""
     fact(f"sustains {found.rate_per_s:.4g} requests/s{asked}, limited by {found.bottleneck}; cost {found.cost:g}")
+    if found.core_s is not None:
+        fact(f"replicas share cores, and that limits it: a request keeps one busy for {found.core_s:.3g} s")
     promise = f"; the SLO is {found.slo_s:g} s" if found.slo_s else ""
     fact(
         f"one request alone takes {found.path_s:.3g} s, {found.full_batch_path_s:.3g} s when every batch is full{promise}"

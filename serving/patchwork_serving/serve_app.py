@@ -13,8 +13,8 @@ from patchwork_serving.release import ComponentSpec
 from patchwork_serving.replica import ComponentReplica
 
 INGRESS = "ingress"
-#: Ray bookkeeping, not a limit: the components' own shares are in their specs.
-INGRESS_CPUS = 0.1
+#: Ray bookkeeping, not a limit: a plan gives all cores to components, and an ingress that asked for some would wait for ever.
+INGRESS_CPUS = 0.0
 #: Serve's own queue is first in, first out, and knows no deadlines: keep it empty, so that order is decided in our queues (design D8).
 MAX_ONGOING = 10_000
 #: Sends a call to the replica that our own router chose.

@@ -1,10 +1,10 @@
-"""IRCoT's shape: retrieval and one step of reasoning in turn, three times; then the answer."""
+"""IRCoT's shape: retrieval and one step of reasoning in turn, five times; then the answer."""
 
 from langchain_core.runnables import RunnableLambda
 from langchain_openai import ChatOpenAI
 from lookup import Lookup, joined
 
-STEPS = 3
+STEPS = 5
 
 search = Lookup(passages=["Red apples grow on trees.", "Green pears do too."])
 reasoner = ChatOpenAI(model="reasoner", temperature=0)

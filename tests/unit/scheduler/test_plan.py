@@ -11,6 +11,7 @@ from kit.planning import component, profile
 from patchwork_scheduler.errors import InvalidInput, NoFeasiblePlan, SloUnreachable
 from patchwork_scheduler.plan import make_plan
 from patchwork_scheduler.plan_model import Fixed, Goal, Plan
+from patchwork_scheduler.plan_sharing import needed_cores, sharing_cores
 from patchwork_scheduler.profile_model import ComponentProfile, Profile
 from patchwork_scheduler.resources import NodeType, Resources
 
@@ -252,3 +253,52 @@ def test_a_replica_larger_than_any_node_is_named() -> None:
     chain = profile(component("huge", cpu={1: 1.0}, memory_per_call=64 << 30))
     with pytest.raises(NoFeasiblePlan, match=r"'huge': one replica needs 1 cpus, 0 gpus and 64\.0 GiB"):
         make_plan(chain, Resources.machine(cpus=4, memory_bytes=8 << 30))
+
+
+def on_two_cores() -> Profile:
+    """An LLM that keeps two cores busy for a second, and an embedder that keeps one busy for a tenth."""
+    llm = component("llm", cpu={1: 1.0})
+    wide = replace(llm, measured=(replace(llm.measured[0], cpus=2.0),))
+    return profile(component("embedder", cpu={1: 0.1}), wide)
+
+
+def test_on_a_machine_too_small_for_one_of_each_replicas_share_its_cores() -> None:
+    machine = Resources.machine(cpus=2)
+    assert needed_cores(on_two_cores(), machine, {}) == 3.0
+    shared = sharing_cores(on_two_cores(), machine, {})
+    assert [c.measured[0].cpus for c in shared.components] == [0.66, 1.33]
+    assert [c.measured[0].busy for c in shared.components] == [1.0, 2.0]
+    assert replicas(make_plan(shared, machine)) == {"embedder": 1, "llm": 1}
+
+
+def test_what_shares_cores_is_bounded_by_what_these_work_off_together() -> None:
+    plan = make_plan(sharing_cores(on_two_cores(), Resources.machine(cpus=2), {}), Resources.machine(cpus=2))
+    assert plan.core_s == pytest.approx(0.1 * 1 + 1.0 * 2)  # of cores, by one request
+    assert plan.rate_per_s == pytest.approx(2 / 2.1)  # not the 1.0 that the LLM has by itself
+    assert plan.bottleneck == "llm"
+    assert plan.component("llm").utilisation == pytest.approx(2 / 2.1)
+    (core,) = plan.marginals
+    assert core.gain_per_s == pytest.approx(1.0 - 2 / 2.1)  # then it is the LLM's one replica that limits
+
+
+def test_a_rate_that_shared_cores_do_not_carry_is_refused() -> None:
+    shared = sharing_cores(on_two_cores(), Resources.machine(cpus=2), {})
+    with pytest.raises(
+        NoFeasiblePlan, match=r"rate is 0\.98 requests/s, but the replicas share cores, which carry 0\.952"
+    ):
+        make_plan(shared, Resources.machine(cpus=2), Goal(rate_per_s=0.98))
+
+
+def test_cores_are_shared_only_where_they_must_be_and_not_those_given_by_hand() -> None:
+    chain = on_two_cores()
+    assert sharing_cores(chain, Resources.machine(cpus=3), {}) is chain
+    two_nodes = Resources((NodeType("node", cpus=1, count=2),))
+    assert sharing_cores(chain, two_nodes, {}) is chain  # which node is short is the planner's to say
+    kept = sharing_cores(chain, Resources.machine(cpus=2), {}, keep={"embedder"})
+    assert [c.measured[0].cpus for c in kept.components] == [1.0, 1.0]
+    assert sharing_cores(chain, Resources.machine(cpus=2), {}, keep={"embedder", "llm"}) is chain
+
+
+def test_replicas_with_the_cores_that_they_keep_busy_are_never_bounded_by_the_cores() -> None:
+    for cpus in (3, 5, 7):
+        assert make_plan(on_two_cores(), Resources.machine(cpus=cpus)).core_s is None

@@ -14,7 +14,7 @@ from patchwork_adapters.graph import Component, ComponentGraph
 from patchwork_scheduler.errors import InvalidInput, ProfileMismatch
 from patchwork_scheduler.plan import make_plan
 from patchwork_scheduler.plan_model import Plan
-from patchwork_scheduler.profile_model import Profile
+from patchwork_scheduler.profile_model import ComponentProfile, Profile
 from patchwork_scheduler.resources import NodeType, Resources
 from patchwork_serving import build_process, cli
 from patchwork_serving.applying import apply_plan
@@ -78,6 +78,23 @@ def test_replicas_take_the_shares_that_patchwork_yaml_gives_them(
     assert plan("--cpus", "1", "--gpus", "1", "--json") == 0
     (place,) = Plan.from_json(json.loads(capsys.readouterr().out)).component("retriever").placements
     assert place.cpus == 0.25
+
+
+def test_on_a_machine_too_small_for_one_of_everything_cores_are_shared_and_that_is_told(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    wide = dataclasses.replace(RAG, components=tuple(cpus(c, 1.5) for c in RAG.components))
+    wide.save(here / "profile.json")
+    assert plan("--cpus", "2", "--gpus", "1", "-o", "plan.json") == 0
+    told = capsys.readouterr()
+    assert "one replica of everything keeps 3 cores busy and there are 2: replicas share them" in told.err
+    assert [p.cpus for c in Plan.load(here / "plan.json").components for p in c.placements] == [1.0, 1.0]
+
+
+def cpus(component: ComponentProfile, count: float) -> ComponentProfile:
+    return dataclasses.replace(
+        component, measured=tuple(dataclasses.replace(m, cpus=count) for m in component.measured)
+    )
 
 
 def other_chain(folder: Path) -> None:
