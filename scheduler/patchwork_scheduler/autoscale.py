@@ -16,7 +16,7 @@ from patchwork_scheduler.autoscale_drift import Drift
 from patchwork_scheduler.autoscale_grow import grown
 from patchwork_scheduler.autoscale_model import Bounds, Change, Decision, Observation, Scaling
 from patchwork_scheduler.autoscale_outlook import Outlook, why_fewer
-from patchwork_scheduler.autoscale_rates import SHORT_S, Rates
+from patchwork_scheduler.autoscale_rates import SHORT_S, SURE_AT_ONCE, Rates
 from patchwork_scheduler.profile_model import Profile
 from patchwork_scheduler.resources import Resources
 
@@ -26,6 +26,9 @@ VISITS_S = 60.0  #: visit ratios are of about so long
 PRIOR_REQUESTS = 20.0  #: the profile's visit ratios count as so many requests
 TIGHT = 0.5  #: share of the time that requests have to spare, spent waiting
 BETWEEN_S = 15.0  #: between two removals: a peak leaves its window bit by bit
+SURE_WHEN_TIGHT = (
+    2.0  #: standard errors by which a single interval must stand out while calls wait: the queue is evidence as well
+)
 FEW_LATE = 3  #: fewer late requests than this say nothing, whatever their share
 COVERED = 0.9  #: share of a period that must have been observed before it counts as known
 
@@ -137,8 +140,9 @@ class Autoscaler:
     # -- expecting -------------------------------------------------------------------------------------------------
 
     def _outlook(self, seen: Observation, targets: Mapping[str, int], capacity: Capacity, now: float) -> Outlook:
-        trend = self._requests.trend(now)
         visits = {name: self._visits(name, now) for name in targets}
+        tight = self._is_tight(seen, visits, capacity)
+        trend = self._requests.trend(now, SURE_WHEN_TIGHT if tight else SURE_AT_ONCE)
         backlog = {
             name: max(0.0, seen.of(name).queued - capacity.batch(name) * max(1, seen.of(name).ready))
             for name in targets
@@ -153,7 +157,6 @@ class Autoscaler:
             for name, count in targets.items()
             if count and self._drift.known(name)
         }
-        tight = self._is_tight(seen, visits, capacity)
         return Outlook(trend, visits, starts, demand, backlog, utilisation, self._late_share(now), tight)
 
     def _visits(self, name: str, now: float) -> float:

@@ -50,7 +50,7 @@ class Scaling:
     up_at: float = (
         0.85  #: replicas are added when the forecast exceeds it; above ``plan_for``, so that noise moves nothing
     )
-    down_to: float = 0.65  #: replicas are taken away when the rest would stay below it at the recent peak
+    down_to: float = 0.73  #: replicas are taken away when the rest would stay below it at the recent peak
     settle_s: float = 60.0  #: how far back the recent peak reaches, and how long a component keeps what it was given
     settle_cold_starts: float = 3.0  #: the same in cold starts of the component, where that is longer
     drain_s: float = 10.0  #: calls that wait beyond a batch per replica are to be gone after this long

@@ -76,13 +76,13 @@ class Rates:
                 best = max(best, _rate(window))
         return best
 
-    def trend(self, now: float) -> Trend:
+    def trend(self, now: float, sure_at_once: float = SURE_AT_ONCE) -> Trend:
         """The level is that of the last seconds when it differs from the mean before by more than noise, else a longer mean."""
         before = self._between(now - LONG_S, now - SHORT_S)
         if not before:
             return Trend(_rate(self._since(now - SHORT_S)), 0.0)
         slope = self._slope(now)
-        for recent, sure in ((list(self._intervals)[-1:], SURE_AT_ONCE), (self._since(now - SHORT_S), SURE)):
+        for recent, sure in ((list(self._intervals)[-1:], sure_at_once), (self._since(now - SHORT_S), SURE)):
             noise = math.sqrt(max(_variance(before), _rate(before), _rate(recent)) / sum(one.seconds for one in recent))
             if abs(_rate(recent) - _rate(before)) > sure * noise:
                 return Trend(_rate(recent), slope)

@@ -119,6 +119,19 @@ def test_waiting_that_eats_the_slack_asks_for_more_room_before_anything_is_late(
     assert "waiting takes half of the time that requests have to spare" in decision.changes[0].why
 
 
+def test_one_busy_interval_is_believed_while_calls_wait_and_not_otherwise() -> None:
+    after = {}
+    for waiting in (0, 14):
+        autoscaler, targets = Autoscaler(CHAIN, CORES, slo_s=1.0), {"search": 1, "llm": 2}
+        now = steady(autoscaler, targets, 10.0, 40.0)
+        calls = Seen(44, queued=waiting, ready=2)  # 22/s: 3.6 standard errors of two seconds
+        decision = autoscaler.step(
+            Observation(2.0, 44, 0, {"search": Seen(44, ready=1), "llm": calls}), targets, now + 2
+        )
+        after[waiting] = decision.targets["llm"]
+    assert after == {0: 2, 14: 4}  # 22/s at 75 % of 80 %, because requests are pressed
+
+
 def test_replicas_go_only_when_the_rest_would_have_carried_the_recent_peak() -> None:
     autoscaler, targets = Autoscaler(CHAIN, CORES), {"search": 1, "llm": 4}
     peak = Seen(60, ready=4)
@@ -134,6 +147,17 @@ def test_replicas_go_only_when_the_rest_would_have_carried_the_recent_peak() -> 
     assert 60.0 <= made[0][0] <= 64.0  # not before the peak is a minute old
     assert made[-1][0] <= 90.0
     assert made[-1][1].why == ("at most 5 calls/s in the last 60 s, of which 1 replica would be used at 50%")
+
+
+def test_a_replica_goes_when_the_rest_stays_just_below_what_is_planned_for() -> None:
+    left = {}
+    for rate in (7.0, 7.5):  # of one replica, 70 and 75 %; 75 % is what a plan would give it
+        autoscaler, targets = Autoscaler(CHAIN, CORES), {"search": 1, "llm": 2}
+        for step in range(1, 60):
+            calls = Seen(int(2 * rate), ready=2)
+            targets = dict(autoscaler.step(seen(int(2 * rate), search=calls, llm=calls), targets, 2.0 * step).targets)
+        left[rate] = targets["llm"]
+    assert left == {7.0: 1, 7.5: 2}
 
 
 def test_a_component_that_starts_slowly_is_kept_longer() -> None:
