@@ -39,15 +39,19 @@ class Learned:
     def known(self) -> bool:
         return self.count > 0 or self.prior > 0.0
 
-    def seed(self, value: float) -> None:
-        """What is assumed until it is observed; several seeds are averaged."""
+    def seed(self, value: float) -> float:
+        """What is assumed until it is observed; several seeds are averaged. Returns the weight that it was given."""
         self.prior += SEED_WEIGHT
-        self.mean += SEED_WEIGHT / (self.count + self.prior) * (value - self.mean)
+        weight = SEED_WEIGHT / (self.count + self.prior)
+        self.mean += weight * (value - self.mean)
+        return weight
 
-    def observe(self, value: float, *, decay: float = DECAY) -> None:
+    def observe(self, value: float, *, decay: float = DECAY) -> float:
+        """Returns the weight that it was given."""
         self.count += 1
         weight = decay if self.count * decay >= 1.0 else 1.0 / (self.count + self.prior)
         self.mean += weight * (value - self.mean)
+        return weight
 
 
 class Recent:
@@ -131,9 +135,23 @@ class _StateKnowledge:
     work: Learned = field(default_factory=Learned)
     recent: Recent = field(default_factory=Recent)
     time: Learned = field(default_factory=Learned)
-    demand: dict[str, Learned] = field(default_factory=dict)
+    demand: Mapping[str, float] = field(
+        default_factory=dict
+    )  #: means over all requests; a new one after each observation
     calibration: Calibration = field(default_factory=Calibration)
     ahead: Ahead | None = None  # made anew after each observation
+
+    def learn(self, demand: Mapping[str, float], weight: float) -> None:
+        """What is not needed this time counts as zero, as does what was not needed before: the means are over all requests."""
+        before = self.demand
+        if before.keys() == demand.keys():
+            self.demand = {name: mean + weight * (demand[name] - mean) for name, mean in before.items()}
+        else:
+            names = {**before, **demand}
+            self.demand = {
+                name: (mean := before.get(name, 0.0)) + weight * (demand.get(name, 0.0) - mean) for name in names
+            }
+        self.ahead = None
 
 
 class Estimates:
@@ -146,11 +164,9 @@ class Estimates:
     def seed(self, state: State, work_s: float, demand: Mapping[str, float]) -> None:
         """From the profile, before traffic; what is then observed soon outweighs it."""
         knowledge = self._knowledge(state)
-        knowledge.work.seed(work_s)
+        weight = knowledge.work.seed(work_s)
         knowledge.time.seed(work_s)
-        for component, seconds in demand.items():
-            knowledge.demand.setdefault(component, Learned()).seed(seconds)
-        knowledge.ahead = None
+        knowledge.learn(demand, weight)
 
     def ahead(self, state: State) -> Ahead:
         """What is expected from ``state`` on, its own call included; NOTHING when nothing is known."""
@@ -165,7 +181,7 @@ class Estimates:
                 knowledge.work.mean,
                 max(knowledge.recent.quantile(), knowledge.work.mean),
                 knowledge.time.mean,
-                {component: learned.mean for component, learned in knowledge.demand.items()},
+                knowledge.demand,
                 len(knowledge.recent),
             )
         return knowledge.ahead
@@ -180,18 +196,10 @@ class Estimates:
             knowledge = self._knowledge(visit.state)
             actual = finished - visit.started
             _judge(knowledge, actual)
-            knowledge.work.observe(work)
+            weight = knowledge.work.observe(work)
             knowledge.recent.observe(work)
             knowledge.time.observe(actual)
-            known = knowledge.demand
-            for component, seconds in demand.items():
-                if component not in known:  # the mean is over all requests: those before did not need it
-                    known[component] = Learned(count=knowledge.work.count - 1)
-                known[component].observe(seconds)
-            for component in known:
-                if component not in demand:  # not needed this time: the mean is over all requests
-                    known[component].observe(0.0)
-            knowledge.ahead = None
+            knowledge.learn(demand, weight)
 
     def calibration(self) -> dict[State, Calibration]:
         """Predicted against actual remaining time, per state."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from patchwork_scheduler.errors import InvalidSloClass, UnknownSloClass
 
@@ -37,8 +38,7 @@ class Call:
         return math.inf if self.deadline is None else self.deadline - self.ahead_s
 
 
-@dataclass(frozen=True, slots=True)
-class State:
+class State(NamedTuple):
     """Where a request is: the call-site that it is about to call, and how often it has called it already."""
 
     site: str

@@ -64,6 +64,9 @@ class CallQueue:
         """Add a call; ValueError when its id is already waiting."""
         if call.id in self._waiting:
             raise ValueError(f"call {call.id!r} is already waiting")
+        if not self._waiting:  # what the heaps hold is of calls that left
+            self._ranks.clear()
+            self._turns.clear()
         order = next(self._order)
         self._waiting[call.id] = call
         self._live[call.id] = order
@@ -124,12 +127,14 @@ class CallQueue:
                 batch += self._worth_joining(batch, size, now, limit)
                 break
             heapq.heappop(self._ranks)
-            self.remove(call.id)
+            del self._waiting[call.id], self._live[call.id]
+            self._size -= call.size
             batch.append(call)
             size += call.size
-            finish = min(finish, self._latest_finish(call, now, size))
-            if size >= self._max_batch:
+            if size >= self._max_batch or not self._waiting:
                 break
+            if self._cost is not None:
+                finish = min(finish, self._latest_finish(call, now, size))
         return tuple(batch)
 
     def expire(self, now: float) -> tuple[Call, ...]:

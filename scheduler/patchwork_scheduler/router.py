@@ -6,7 +6,6 @@ Between reports the work is taken to drain at one second per second, so a stale 
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Collection, Hashable
 from dataclasses import dataclass, field
@@ -46,7 +45,8 @@ class _Replica:
         """The call is no longer there."""
         gone = self.outstanding.pop(call_id, None)
         if gone is not None:
-            self.outstanding_s = max(self.outstanding_s - gone[0], 0.0) if self.outstanding else 0.0
+            left = self.outstanding_s - gone[0]
+            self.outstanding_s = left if self.outstanding and left > 0.0 else 0.0
         return gone
 
     def trouble(self, now: float) -> int:
@@ -90,15 +90,18 @@ class Router:
             return None if replicas[0].name in exclude else replicas[0].name
         # One pass with plain comparisons: this is asked for every call, and most of what a decision costs.
         best, best_trouble, best_finish = None, 3, 0.0
-        self._turn = turn = (self._turn + 1) % max(len(replicas), 1)
-        for replica in itertools.chain(replicas[turn:], replicas[:turn]):
+        count = len(replicas)
+        self._turn = turn = (self._turn + 1) % count if count else 0
+        for i in range(turn - count, turn):
+            replica = replicas[i]
             if exclude and replica.name in exclude:
                 continue
-            trouble = replica.trouble(now)
+            trouble = replica.trouble(now) if replica.outstanding or replica.losses else 0
             if trouble > best_trouble:
                 continue
-            saved = saved_s.get(replica.name, 0.0) if saved_s else 0.0
-            work = work_s - saved if work_s > saved else 0.0
+            work = work_s
+            if saved_s:
+                work = max(work_s - saved_s.get(replica.name, 0.0), 0.0)
             finish = replica.waiting_s(now) + work * replica.speed
             if trouble < best_trouble or finish < best_finish:
                 best, best_trouble, best_finish = replica, trouble, finish

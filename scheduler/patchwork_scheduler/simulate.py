@@ -52,7 +52,7 @@ def setup_by_name(name: str) -> Setup:
 class _Simulation:
     def __init__(
         self, workload: Workload, plan: Mapping[str, ComponentPlan], costs: Mapping[str, Cost],
-        slos: Mapping[str, SloClass], setup: Setup, results: Results,
+        slos: Mapping[str, SloClass], setup: Setup, results: Results, samples: int = SAMPLE_RUNS,
     ) -> None:  # fmt: skip
         if missing := sorted(workload.components - costs.keys()):
             raise IncompleteProfile(f"the profile has no component {', '.join(missing)}, which the workload needs")
@@ -72,12 +72,12 @@ class _Simulation:
         self._events: list[tuple[float, int, Target, int]] = []
         self._order = itertools.count()
         self._calls = itertools.count()
-        self._seed(workload)
+        self._seed(workload, samples)
 
-    def _seed(self, workload: Workload) -> None:
+    def _seed(self, workload: Workload, samples: int) -> None:
         """What a profile gives: walk the likeliest mean way through the sites."""
         rng = random.Random(0)
-        for _ in range(SAMPLE_RUNS):
+        for _ in range(samples):
             visits = []
             for step in workload.path(rng):
                 alone, occupied = self.pools[step.site.component].site_cost(step.site)
@@ -145,20 +145,30 @@ class _Simulation:
         real_alone, real_occupied = (
             (alone, occupied) if step.output_tokens == site.output_tokens else pool.call_cost(site, step.output_tokens)
         )
-        request.visits.append(Visit(state, site.component, now, real_alone, real_occupied * site.fan))
-        request.outstanding = site.fan
-        pool.work_s += real_occupied * site.fan
-        after = max(ahead.work_s - alone, 0.0)
-        flights = []
-        for _ in range(site.fan):
+        fan, work_s = site.fan, ahead.work_s
+        brought_s = real_occupied * fan
+        request.visits.append(Visit(state, site.component, now, real_alone, brought_s))
+        request.outstanding = fan
+        pool.work_s += brought_s
+        after = work_s - alone if work_s > alone else 0.0
+        flights, under_way = [], self.flights
+        for _ in range(fan):
+            call_id = f"c{next(self._calls)}"
             call = Call(
-                f"c{next(self._calls)}", now, request.deadline, site.size, site.id, ahead.work_s, after,
-                site.prompt_tokens, site.output_tokens,
-            )  # fmt: skip
-            flight = self.flights[call.id] = Flight(call, request, step, alone, occupied)
+                call_id,
+                now,
+                request.deadline,
+                site.size,
+                site.id,
+                work_s,
+                after,
+                site.prompt_tokens,
+                site.output_tokens,
+            )
+            flight = under_way[call_id] = Flight(call, request, step, alone, occupied)
             flights.append(flight)
             if setup.admission == "hold":
-                heapq.heappush(self.risks, (call.latest_start, call.id))
+                heapq.heappush(self.risks, (call.latest_start, call_id))
         self._send(flights, pool, now)
 
     def _send(self, flights: list[Flight], pool: Pool, now: float) -> None:
@@ -255,18 +265,19 @@ def simulate(
     paths: Callable[[random.Random], Path] | None = None,
     door: Admission | None = None,
     seen: Seen | None = None,
+    samples: int = SAMPLE_RUNS,
 ) -> Results:
     """Run the first ``requests`` of ``arrivals`` (all when None) to their end.
 
     ``paths`` draws what a request does (default: the workload); ``door`` decides who comes in (default: as ``setup`` says).
-    ``seen`` is told of each request when it ends.
+    ``seen`` is told of each request when it ends. ``samples``: runs of the workload that the estimates have seen before the first request.
     Equal arguments give equal results. IncompleteProfile names a component that ``plan`` or ``costs`` lack.
     """
     rng = random.Random(seed)
     draw = paths or workload.path
     offered = ((time, slo, draw(rng)) for time in itertools.islice(arrivals, requests))
     results = Results(slo)
-    sim = _Simulation(workload, plan, costs, {slo.name: slo}, setup, results)
+    sim = _Simulation(workload, plan, costs, {slo.name: slo}, setup, results, samples)
     if door is not None:
         sim.admission = door
     sim.seen = seen

@@ -270,18 +270,16 @@ class ContinuousHost:
         """Let calls in, and keep the engine stepping."""
         queue, bound = self.queue, self._bound
         shortened: float | None = None
-        while len(queue) and most > 0:
+        while most > 0 and (head := queue.peek(now)) is not None:
             most -= 1
             if self._enter_s and self.inside >= self.engine.max_sequences:
                 break
-            if bound is not None:
-                head = queue.peek(now)
-                if head is None or not bound.has_room(head, now):
-                    if self._enter_s:  # an engine that hears of a call later is not to wait for it until its step ends
-                        self._asked += 1
-                        step_s = bound.cost.shortest_step_s * bound.slowdown
-                        clock.at(bound.ask_again_at(now, ASK_AGAIN_STEPS * step_s), _Asking(self), self._asked)
-                    break
+            if bound is not None and not bound.has_room(head, now):
+                if self._enter_s:  # an engine that hears of a call later is not to wait for it until its step ends
+                    self._asked += 1
+                    step_s = bound.cost.shortest_step_s * bound.slowdown
+                    clock.at(bound.ask_again_at(now, ASK_AGAIN_STEPS * step_s), _Asking(self), self._asked)
+                break
             call = queue.next_batch(now)[0]
             end = self._let_in(clock, call, now)
             shortened = end if end is not None else shortened

@@ -100,7 +100,8 @@ class WorkBound:
         within = self.cost.prefill_within(step, decoding + 1, self._context_tokens)
         if within <= 0.0:
             return 0.0 if decoding else float(self._min_prefill)
-        allowed = min(max(within, self._min_prefill), self._max_prefill)
+        least, most = self._min_prefill, self._max_prefill
+        allowed = least if within < least else most if within > most else within
         if call is not None and not self._prefill_tokens:
             # Alone it may be longer than the allowance: engines cut long prompts into chunks, and who bears one chunk bears a few.
             return max(allowed, call.prompt_tokens)
@@ -117,6 +118,8 @@ class WorkBound:
         self._running[call.id] = _Running(finish, call.prompt_tokens, max(call.output_tokens, 1))
         self._prefilling[call.id] = call.prompt_tokens
         self._prefill_tokens += call.prompt_tokens
+        if self._lead_s <= 0.0:
+            return
         step = self.cost.step_s(call.prompt_tokens, len(self._running), self._context_tokens) * self.slowdown
         self._prefilled_at = max(self._prefilled_at, now + self.cost.call_s * self.slowdown) + step
 
@@ -162,16 +165,17 @@ class WorkBound:
         if now - self._looked < REFRESH_S:
             return self._step
         self._looked = now
-        bears: list[float] = []
-        steps_left = 0
+        bears: list[float] = []  # the longest step with which each call is in time, where there is one
+        steps_left, progress, shortest = 0, self._progress, self.cost.shortest_step_s * self.slowdown
         for call_id, running in self._running.items():
-            if self._progress is not None:
-                running.tokens = self._progress(call_id)
-            step = self._bearable(running, now)
-            if step != math.inf:
+            if progress is not None:
+                running.tokens = progress(call_id)
+            steps = running.output - running.tokens
+            if steps > 0 and (step := (running.finish - now) / steps) >= shortest and step != math.inf:
                 bears.append(step)
-                steps_left += running.output - running.tokens
-        self._step = self._worth_most(sorted(bears), steps_left, max(prompt, 1))
+                steps_left += steps
+        bears.sort()
+        self._step = self._worth_most(bears, steps_left, max(prompt, 1))
         return self._step
 
     def _worth_most(self, bears: list[float], steps_left: int, prompt: int) -> float:
@@ -187,12 +191,3 @@ class WorkBound:
             if value > best_value:
                 best, best_value = bears[i], value
         return best
-
-    def _bearable(self, running: _Running, now: float) -> float:
-        """The longest step that lets the call be in time; infinite when none does."""
-        steps = running.output - running.tokens
-        if running.finish == math.inf or steps <= 0:
-            return math.inf
-        step = (running.finish - now) / steps
-        lost = step < self.cost.shortest_step_s * self.slowdown
-        return math.inf if lost else step

@@ -5,6 +5,7 @@
     python tests/benchmarks/bench_scheduler.py policies --profiles DIR --traces DIR         [-o scheduler.json]
     python tests/benchmarks/bench_scheduler.py overload --profiles DIR                      [-o scheduler.json]
     python tests/benchmarks/bench_scheduler.py plots    -o scheduler.json
+    python tests/benchmarks/bench_scheduler.py all      --profiles DIR --traces DIR -o scheduler.json
 
 ``--profiles`` holds llama-3.2-3b.json, llama-3.1-8b.json, encoders.json and overload_crag.json: rows measured on one GPU.
 ``--traces`` holds azure-llm-2023/AzureLLMInferenceTrace_{code,conv}.csv and ragpulse/0_trace.jsonl. ``-o`` replaces the part of the
@@ -16,7 +17,6 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
-import random
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -27,19 +27,12 @@ from pathlib import Path as File
 from typing import Any
 
 import bench_overload
-import numpy as np
+import scheduler_decisions
 from scheduler_graphs import GRAPHS, TOKEN_BUDGET, costs, crag, plan
 
-from patchwork_scheduler.admission import Admission
-from patchwork_scheduler.cost import TokenCost
-from patchwork_scheduler.estimate import Ahead
-from patchwork_scheduler.model import Call, SloClass
-from patchwork_scheduler.policies import policy_by_name
-from patchwork_scheduler.queue import CallQueue
+from patchwork_scheduler.model import SloClass
 from patchwork_scheduler.results import Results
-from patchwork_scheduler.router import Router
 from patchwork_scheduler.simulate import SETUPS, closed_loop, simulate, unloaded, unloaded_s
-from patchwork_scheduler.workbound import WorkBound
 from patchwork_scheduler.workload import at_rate, poisson, trace_times
 
 LOADS = (0.5, 0.75, 1.0, 1.5, 2.0, 3.0)
@@ -194,58 +187,7 @@ def targets(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return found
 
 
-# -- what a decision costs ---------------------------------------------------------------------------------------------
-
-
-def decisions(args: argparse.Namespace) -> dict[str, Any]:
-    """Push, pop, route and admit with 1,000 calls queued, eight replicas and 1,000 requests accepted."""
-    slo = SloClass("slo", 5.0)
-    ahead = Ahead(0.5, 0.6, 0.7, {"embedder": 0.001, "retriever": 0.002, "small": 0.1, "large": 0.2})
-    door = Admission([slo], dict.fromkeys(ahead.demand, 4.0))
-    router, bound = Router(), WorkBound(TokenCost(0.004, 1e-5, 2e-5))
-    router.set_replicas([f"r{i}" for i in range(8)], 0.0)
-    queue, rng = CallQueue(policy_by_name(), max_batch=1), random.Random(0)
-    for i in range(1000):
-        queue.push(made(f"q{i}", 0.0, rng))
-        door.accepted(f"a{i}", slo, ahead, 5.0, 0.0, 0.5)
-    for i in range(100):
-        bound.started(made(f"b{i}", 0.0, rng), 0.0)
-    spent: list[float] = []
-    room: list[float] = []
-    for i in range(20_000):
-        now = i * 1e-4
-        call = made(f"n{i}", now, rng)
-        began = time.thread_time()  # not the time that others had the processor
-        door.decide(slo, ahead, now, now + 5.0)
-        name = router.choose(0.1, now)
-        assert name is not None
-        router.sent(name, call.id, 0.1, now)
-        queue.push(call)
-        head = queue.peek(now)
-        queue.next_batch(now)
-        router.replied(name, call.id, now, backlog_s=rng.random())
-        spent.append(time.thread_time() - began)
-        assert head is not None
-        began = time.thread_time()
-        bound.has_room(head, now)
-        room.append(time.thread_time() - began)
-    found = {"admit_route_push_pop_reply_us": percentiles(spent), "room_in_engine_of_100_us": percentiles(room)}
-    print(json.dumps(found))
-    return {
-        **found,
-        "queued_calls": 1000,
-        "replicas": 8,
-        "accepted_requests": 1000,
-        "clock": "processor time of the thread",
-    }
-
-
-def made(name: str, now: float, rng: random.Random) -> Call:
-    return Call(name, now, now + 5 * rng.random(), 1, "s", rng.random(), 0.0, 500, 100)
-
-
-def percentiles(seconds: list[float]) -> dict[str, float]:
-    return {f"p{q}": round(1e6 * float(np.percentile(seconds, q)), 1) for q in (50, 90, 99, 99.9)}
+# -- speed --------------------------------------------------------------------------------------------------------------
 
 
 def speed(args: argparse.Namespace) -> dict[str, Any]:
@@ -271,7 +213,7 @@ def plots(args: argparse.Namespace) -> None:
 
 
 PARTS: dict[str, Callable[[argparse.Namespace], dict[str, Any]]] = {
-    "decisions": decisions,
+    "decisions": lambda args: scheduler_decisions.decisions(),
     "speed": speed,
     "policies": policies,
     "overload": lambda args: bench_overload.overload(args.profiles, args.token_budgets),
@@ -280,7 +222,7 @@ PARTS: dict[str, Callable[[argparse.Namespace], dict[str, Any]]] = {
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=[*PARTS, "plots"])
+    parser.add_argument("what", choices=[*PARTS, "plots", "all"])
     parser.add_argument("--profiles", type=File)
     parser.add_argument("--traces", type=File)
     parser.add_argument("-o", "--output", type=File)
@@ -294,18 +236,19 @@ def main() -> None:
     parser.add_argument("--processes", type=int, default=1)
     args = parser.parse_args()
     args.part = args.part or args.what
-    if args.what in ("speed", "policies", "overload") and args.profiles is None:
+    if args.what in ("speed", "policies", "overload", "all") and args.profiles is None:
         parser.error("--profiles is needed: a folder with rows measured on a GPU")
-    if args.what == "policies" and args.traces is None and set(args.arrivals) & set(TRACES):
+    if args.what in ("policies", "all") and args.traces is None and set(args.arrivals) & set(TRACES):
         parser.error("--traces is needed for arrivals other than poisson")
-    if args.what == "plots":
-        if args.output is None:
-            parser.error("-o is needed: the file to draw")
+    if args.what in ("plots", "all") and args.output is None:
+        parser.error("-o is needed: the file to write and draw")
+    for part in PARTS if args.what == "all" else [args.what] if args.what != "plots" else []:
+        args.part = part if args.what == "all" else args.part
+        found = PARTS[part](args)
+        if args.output is not None:
+            keep(args.output, args.part, found)
+    if args.what in ("plots", "all"):
         plots(args)
-        return
-    found = PARTS[args.what](args)
-    if args.output is not None:
-        keep(args.output, args.part, found)
 
 
 def earlier(path: File | None, part: str) -> dict[str, Any]:

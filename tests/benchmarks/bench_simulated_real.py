@@ -4,7 +4,8 @@
 
 CRAG's shape (``chains/crag.py``), one plan, one cost of each engine, ``patchwork bench``'s own load generator. Both sides get the same
 arrivals, and each request the same branch and the same lengths: an emulated engine draws them from the prompt, so they are known
-beforehand. Each policy is deployed once and meets everything in one run: requests one by one, then the loads, with pauses.
+beforehand. Each policy is deployed once and meets everything in one run: requests one by one, then the loads, with pauses. Neither side
+knows anything of requests when it begins.
 
 What the stack adds is an argument of the simulation, measured on the requests that came one by one (medians): of each component, its
 seconds over those of its engine; of a request, what it spent in no component. Nothing is fitted to the loads.
@@ -252,7 +253,7 @@ class Simulation:
 
         simulate(
             self.workload, self.plan, self.costs, self.made.times, self.made.slo, setup=SETUPS[policy],
-            paths=lambda rng: self.way(next(numbers)), seen=told,
+            paths=lambda rng: self.way(next(numbers)), seen=told, samples=0,
         )  # fmt: skip
         return sorted(seen, key=lambda one: one.at)
 

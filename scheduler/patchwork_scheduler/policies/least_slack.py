@@ -16,9 +16,11 @@ class LeastSlack:
     heeds_deadlines = True
 
     def rank(self, call: Call) -> float:
-        return call.due - call.ahead_s
+        deadline = call.deadline
+        return (call.arrived + PATIENCE_S if deadline is None else deadline) - call.ahead_s
 
     def turn(self, call: Call) -> Turn | None:
         if call.deadline is None:
             return None
-        return Turn(call.latest_start, call.deadline - call.ahead_s + PATIENCE_S)
+        start = call.deadline - call.ahead_s
+        return Turn(start, start + PATIENCE_S)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import heapq
 import itertools
 import threading
@@ -222,10 +221,9 @@ class Scheduling:
             self._under_way.discard(step.number)
             report, predicted = step.report, step.predicted
             if report is not None and not step.shared:
-                costs = self._costs_of(step.component)
-                costs.observe(step.site, step.size, step.payload_bytes, report)
+                now_expected = self._costs_of(step.component).observe(step.site, step.size, step.payload_bytes, report)
                 if report.batch > 1:  # meanwhile more may be known of calls alone
-                    predicted = costs.predict(step.site, step.size, step.payload_bytes)
+                    predicted = now_expected
             if step.shared:
                 self.calls_shared += 1
             if step.journey is not None and step.stay is not None:
@@ -310,7 +308,7 @@ class Scheduling:
             name: weight * seconds * (costs[name].ratio if name in costs else 1.0)
             for name, seconds in ahead.demand.items()
         }
-        return dataclasses.replace(ahead, demand=demand)
+        return Ahead(ahead.work_s, ahead.high_work_s, ahead.time_s, demand, ahead.samples)
 
     def _behind_s(self, ahead: Ahead, now: float) -> float:
         """Work waiting in the replicas, that of other doors included."""

@@ -8,6 +8,7 @@ call really had.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -57,10 +58,10 @@ class _Seen:
         per_item = report.service_s / size
         bucket = size.bit_length()
         if report.alone_s > 0.0:
-            self.per_item.setdefault(bucket, Learned()).observe(report.alone_s / size)
+            _learned(self.per_item, bucket).observe(report.alone_s / size)
             self.modelled.observe(report.occupied_s / size)
         elif report.batch <= 1:
-            self.per_item.setdefault(bucket, Learned()).observe(per_item)
+            _learned(self.per_item, bucket).observe(per_item)
         else:
             self._observe_crowded(bucket, per_item)
         if not self.modelled.count:
@@ -74,23 +75,27 @@ class _Seen:
         alone = self.per_item.get(bucket)
         if alone is not None and per_item < alone.mean:
             alone.observe(per_item)
-        crowded = self.crowded.setdefault(bucket, Learned())
+        crowded = _learned(self.crowded, bucket)
         if not crowded.count or per_item < crowded.mean:
             crowded.observe(per_item)
 
     def _observe_company(self, per_item: float, report: Report, most: int | None) -> None:
         company = max(report.batch, 1)
         bucket = company.bit_length()
-        self.shared.setdefault(bucket, Learned()).observe(per_item / company)
-        self.waited.setdefault(bucket, Learned()).observe(float(report.queue_s > ROOM * report.service_s))
-        means = {one: seen.mean for one, seen in self.shared.items() if seen.count >= TELLING}
-        if not means:
+        _learned(self.shared, bucket).observe(per_item / company)
+        _learned(self.waited, bucket).observe(1.0 if report.queue_s > ROOM * report.service_s else 0.0)
+        top = best = 0
+        least = math.inf
+        for one, seen in self.shared.items():
+            if seen.count >= TELLING:
+                top = max(top, one)
+                if seen.mean < least:
+                    best, least = one, seen.mean
+        if not best:
             self.cheapest = per_item / company
             return
-        top = max(means)
-        best = min(means, key=lambda one: means[one])
         is_open = best == top and self.waited[top].mean < ROOM and (most is None or top < most.bit_length())
-        self.cheapest = means[best] * (UNTRIED if is_open else 1.0)
+        self.cheapest = least * (UNTRIED if is_open else 1.0)
 
     def occupied_s(self, size: int) -> float:
         return (self.modelled.mean if self.modelled.count else self.cheapest) * size
@@ -102,6 +107,13 @@ class _Seen:
         bucket = size.bit_length()
         known = seen.get(bucket) or seen[min(seen, key=lambda one: abs(one - bucket))]
         return known.mean * size
+
+
+def _learned(of: dict[int, Learned], bucket: int) -> Learned:
+    found = of.get(bucket)
+    if found is None:
+        found = of[bucket] = Learned()
+    return found
 
 
 class CallCosts:
@@ -117,6 +129,10 @@ class CallCosts:
         self._max_batch = max_batch
         self._sites: dict[str, _Seen] = {}
         self._all = _Seen()
+        self._calls, self._weighted = (
+            0,
+            0.0,
+        )  # over all sites: calls, and the sum of each site's ratio as often as it was called
 
     def seed(self, site: str, alone_s: float) -> None:
         """From sample runs; what is then observed soon outweighs it."""
@@ -124,18 +140,21 @@ class CallCosts:
             seen.per_item.setdefault(1, Learned()).seed(alone_s)
             seen.cheapest = seen.cheapest or alone_s
 
-    def observe(self, site: str, size: int, payload_bytes: int, report: Report) -> None:
-        """A call ended with this report."""
+    def observe(self, site: str, size: int, payload_bytes: int, report: Report) -> Predicted:
+        """A call ended with this report; what would be expected of it now."""
         size = max(size, 1)
         seen = self._of(site)
+        before = seen.ratio * seen.calls
         seen.observe(size, payload_bytes, report, self._most)
         if seen.calls <= SETTLED:
             self._all.observe(size, payload_bytes, report, self._most)
         predicted = self.predict(site, size, payload_bytes)
         if predicted.alone_s > 0.0:
             seen.ratio = predicted.occupied_s / predicted.alone_s
-        calls = sum(one.calls for one in self._sites.values())
-        self.ratio = sum(one.ratio * one.calls for one in self._sites.values()) / calls
+        self._calls += 1
+        self._weighted += seen.ratio * seen.calls - before
+        self.ratio = self._weighted / self._calls
+        return predicted
 
     def predict(self, site: str, size: int, payload_bytes: int) -> Predicted:
         """What is expected of a call; a site never seen is answered from the component's other sites."""

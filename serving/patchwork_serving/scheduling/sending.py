@@ -34,7 +34,8 @@ class Replicas:
         self.component = component
         self.router = Router()
         self._names: Collection[str] = ()
-        self._queued: dict[str, tuple[float, float]] = {}  #: replica -> (seconds waiting in it, when it said so)
+        self._queued: dict[str, float] = {}  #: replica -> when what waited in it, by its last word, will be done
+        self._least_queued: float | None = None  #: of those; None: to be looked for
         self._ids = itertools.count()
 
     def __len__(self) -> int:
@@ -47,7 +48,8 @@ class Replicas:
         self._names = unique_ids
         names = [f"{self.component}#{one}" for one in unique_ids]
         self.router.set_replicas(names, now)
-        self._queued = {name: told for name, told in self._queued.items() if name in names}
+        self._queued = {name: until for name, until in self._queued.items() if name in names}
+        self._least_queued = None
         return True
 
     def send(
@@ -67,7 +69,8 @@ class Replicas:
         if report is None:
             self.router.replied(name, sending.call_id, now, backlog_s=None)
             return
-        self._queued[name] = (report.queued_s, now)
+        self._queued[name] = now + report.queued_s
+        self._least_queued = None
         alone = sending.predicted.alone_s
         # in company a call takes longer without the replica being slow
         ratio = report.service_s / alone if report.batch <= 1 and alone > 0.0 else None
@@ -77,7 +80,9 @@ class Replicas:
         """Seconds of work that waits in the replica with the least of it, as last told and drained since."""
         if len(self._queued) < len(self._names):
             return 0.0  # one that has not said anything may be idle
-        return max(0.0, min((told - (now - when) for told, when in self._queued.values()), default=0.0))
+        if self._least_queued is None:
+            self._least_queued = min(self._queued.values(), default=0.0)
+        return max(0.0, self._least_queued - now)
 
     def has_others(self, exclude: Collection[str]) -> bool:
         """Whether a replica exists where the call has not failed yet."""

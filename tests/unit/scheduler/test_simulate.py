@@ -114,6 +114,12 @@ def test_each_request_is_told_once_when_it_ends_or_is_refused() -> None:
     assert ends == {"r0": 1.0, "r1": None}
 
 
+def test_without_sample_runs_nothing_is_known_and_nobody_refused_until_a_request_has_ended() -> None:
+    plan, costs = {"machine": ComponentPlan(1, max_batch=1)}, {"machine": BatchCost.constant(1.0)}
+    found = simulate(ONE, plan, costs, [0.0, 0.0, 2.5, 2.5], SloClass("s", 1.5), samples=0)
+    assert (found.attained, found.missed, found.refused) == (2, 1, 1)
+
+
 @given(
     policy=st.sampled_from(policy_names()),
     admission=st.sampled_from(["refuse", "hold", "open"]),
