@@ -129,6 +129,17 @@ class Calibration:
     def mean_error_s(self) -> float:
         return self.error / self.count if self.count else 0.0
 
+    def to_json(self) -> dict[str, float | None]:
+        """Means, in seconds; None where nothing was judged."""
+        if not self.count:
+            return {
+                "judged": 0, "predicted_s": None, "actual_s": None, "mean_error_s": None, "predicted_over_actual": None,
+            }  # fmt: skip
+        return {
+            "judged": self.count, "predicted_s": self.predicted / self.count, "actual_s": self.actual / self.count,
+            "mean_error_s": self.mean_error_s, "predicted_over_actual": self.bias,
+        }  # fmt: skip
+
 
 @dataclass(slots=True)
 class _StateKnowledge:

@@ -88,6 +88,9 @@ class Results:
             "latency_s": {"p50": self.percentile(50), "p95": self.percentile(95), "p99": self.percentile(99)},
             "ttft_s": _percentiles(self.ttft), "retry_after_s": _percentiles(self.retry_after),
             "components": {name: use.to_json() for name, use in self.components.items()},
+            "predictions": [
+                {"site": state.site, "loop": state.loop, **one.to_json()} for state, one in self.calibration.items() if one.count
+            ],
         }  # fmt: skip
 
     def check_invariants(self) -> None:

@@ -20,6 +20,7 @@ from patchwork_scheduler.results import Results
 from patchwork_scheduler.simulate import SETUPS, setup_by_name, simulate, unloaded
 from patchwork_scheduler.workload import at_rate, gamma, poisson, trace_times
 from patchwork_serving.cli_output import console, fact_json, note
+from patchwork_serving.cli_predictions import predictions_table
 from patchwork_serving.config import parse_seconds
 from patchwork_serving.errors import UsageError
 
@@ -178,6 +179,9 @@ def _show(wish: Wish, plan: Plan, arrivals: Arrivals, alone: Results, found: dic
         uses.add_row(component, str(use.replicas), f"{use.busy_share:.0%}", f"{use.work_share:.0%}")
     out.print(f"components under {name}: share of time busy; work brought, of what full batches could do", style="dim")
     out.print(uses)
+    if predictions := results.to_json()["predictions"]:
+        out.print(f"remaining time under {name}: predicted against what it was, mean of each", style="dim")
+        out.print(predictions_table(predictions))
 
 
 def _row(results: Results) -> list[str]:

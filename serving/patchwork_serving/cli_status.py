@@ -8,12 +8,14 @@ from typing import Any
 
 from rich.console import Group, RenderableType
 from rich.live import Live
+from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
 from patchwork_serving import servers
 from patchwork_serving.cli_apps import app_status, store
 from patchwork_serving.cli_output import console, fact_json
+from patchwork_serving.cli_predictions import predictions_table
 from patchwork_serving.config import Paths
 
 WATCH_EVERY_S = 2.0
@@ -87,6 +89,9 @@ def _app(app: dict[str, Any]) -> Iterator[RenderableType]:
         classes = app["window"].get("classes") or {}
         if len(classes) > 1:
             yield from (_window(f"  {name}", mine) for name, mine in classes.items())
+    if judged := [one for one in app["scheduler"].get("predictions", ()) if one.get("judged")]:
+        yield Text("  remaining time: predicted against what it was, mean of each", style="dim")
+        yield Padding(predictions_table(judged), (0, 0, 0, 2))
     for decision in app["decisions"][-5:]:
         yield Text(f"  {decision.get('time', '')}  {decision.get('what', '')}: {decision.get('why', '')}", style="dim")
 

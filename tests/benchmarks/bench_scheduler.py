@@ -101,7 +101,7 @@ def at_load(one: Case, kind: str, traces: File, policy: str, load: float) -> dic
     requests = round(REQUESTS * max(load, 1.0))
     results = one.run(policy, arrivals(kind, traces, one.capacity * load, requests))
     row = {"graph": one.graph, "arrivals": kind, "load": load, "policy": policy, **results.to_json()}
-    del row["components"], row["retry_after_s"]
+    del row["components"], row["retry_after_s"], row["predictions"]
     row["busy"] = {name: round(use.busy_share, 3) for name, use in results.components.items()}
     row["calibration"] = [
         {"site": state.site, "loop": state.loop, "count": c.count, "predicted_over_actual": c.bias, "mean_error_s": c.mean_error_s}

@@ -10,6 +10,7 @@ from typing import Any
 from prometheus_client import Metric, generate_latest
 from prometheus_client.samples import Sample
 
+from patchwork_serving.gateway.predictions import merged
 from patchwork_serving.gateway.window import Finished, summary_of
 
 #: Label that tells the replicas' series apart: each counts from its own start, and a sum of them would fall when one is replaced.
@@ -58,7 +59,7 @@ _DOOR = ("margin", "delay_s", "judged", "predicted_over_actual", "mean_error_s")
 
 
 def _doors(facts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Each replica of the ingress decides by itself: counts are added, what each has learnt is told side by side."""
+    """Each replica of the ingress decides by itself: counts are added, predictions are judged together, margins are told side by side."""
     decided: dict[str, Counter[str]] = {}
     for one in facts:
         for name, counts in one.get("decided", {}).items():
@@ -68,7 +69,7 @@ def _doors(facts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         "decided": decided,
         "calls_shared": sum(one.get("calls_shared", 0) for one in facts),
         "doors": [{key: one[key] for key in _DOOR if key in one} for one in facts],
-        "predictions": [prediction for one in facts for prediction in one.get("predictions", ())],
+        "predictions": merged([one.get("predictions", ()) for one in facts]),
     }
 
 

@@ -253,9 +253,7 @@ class Scheduling:
                     "work_s": ahead.work_s,
                     "work_p98_s": ahead.high_work_s,
                     "time_s": ahead.time_s,
-                    "judged": calibration.count,
-                    "predicted_over_actual": calibration.bias if calibration.count else None,
-                    "mean_error_s": calibration.mean_error_s if calibration.count else None,
+                    **calibration.to_json(),
                 }
             )
         return found

@@ -95,9 +95,7 @@ class Door:
             "in_flight": len(self.admission),
             "delay_s": self.admission.delay_s(),
             "decided": counts,
-            "judged": self.calibration.count,
-            "predicted_over_actual": self.calibration.bias if self.calibration.count else None,
-            "mean_error_s": self.calibration.mean_error_s if self.calibration.count else None,
+            **self.calibration.to_json(),
         }
 
 

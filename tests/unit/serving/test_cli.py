@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from io import StringIO
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from patchwork_adapters.errors import DeadlinePassed, NoChainFound
 from patchwork_serving import cli, cli_faults
+from patchwork_serving.cli_status import _drawn
 from patchwork_serving.errors import EngineDied, PortTaken, UnknownApp
 from patchwork_serving.state import AppState, OwnProcess, StateStore
 
@@ -118,6 +121,21 @@ def test_status_of_nothing_and_of_a_lost_application(home: Path, capsys: pytest.
     }  # fmt: skip
     assert cli.run(["status"]) == 0
     assert "its processes are gone" in capsys.readouterr().out
+
+
+def test_status_shows_how_well_remaining_time_was_predicted() -> None:
+    row = {"judged": 4, "predicted_s": 2.0, "actual_s": 1.6, "mean_error_s": 0.5, "predicted_over_actual": 1.25}
+    later = {**row, "predicted_s": 0.5, "actual_s": 0.5, "site": "answer", "loop": 1}
+    predictions = [later, {**row, "site": "__start__", "loop": 0}, {"site": "rare", "loop": 0, "judged": 0}]
+    app = {
+        "name": "demo", "url": "", "state": "ready", "slo": None, "emulated": [], "orphaned": False, "clients": [], "replicas": [],
+        "window": {}, "decisions": [], "scheduler": {"predictions": predictions},
+    }  # fmt: skip
+    console = Console(width=120, record=True, file=StringIO())
+    console.print(_drawn({"apps": [app], "left": []}))
+    shown = [line.split() for line in console.export_text().splitlines()[-2:]]
+    assert shown[0] == ["the", "door", "4", "2", "s", "1.6", "s", "1.25", "0.5", "s"]
+    assert shown[1][:4] == ["answer,", "visit", "2", "4"]
 
 
 def test_version_tells_the_version_and_the_schema(capsys: pytest.CaptureFixture[str]) -> None:

@@ -44,6 +44,10 @@ def test_one_policy_gives_its_figures(here: Path, capsys: pytest.CaptureFixture[
     assert set(row["components"]) == {"retriever", "llm"}
     assert row["latency_s"]["p50"] >= 0.52
     assert found["unloaded"]["missed_share"] == 0.0
+    whole = next(one for one in row["predictions"] if (one["site"], one["loop"]) == ("retriever", 0))
+    assert whole["judged"] == 100
+    assert row["latency_s"]["p50"] / 2 < whole["actual_s"] < row["latency_s"]["p99"]
+    assert whole["predicted_over_actual"] == pytest.approx(whole["predicted_s"] / whole["actual_s"])
 
 
 def test_equal_seeds_give_equal_figures(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -64,6 +68,9 @@ def test_all_policies_are_compared_side_by_side(here: Path, capsys: pytest.Captu
     assert "simulated: 50 requests at 15/s" in shown
     for name in ("fifo", "edf", "paper", "least_slack", "ideal", "retriever"):
         assert name in shown
+    predicted = shown[shown.index("remaining time under least_slack") :].splitlines()
+    assert predicted[1].split() == ["from", "requests", "predicted", "was", "ratio", "off", "by"]
+    assert predicted[2].split()[0] == "retriever"
 
 
 def test_a_trace_keeps_its_own_rate_and_the_command_line_may_set_the_slo(

@@ -11,6 +11,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from kit.gateway import LcelRunner, client, failing_chain, rag_chain
 from patchwork_serving.gateway import Account, GatewaySettings, build_gateway
+from patchwork_serving.gateway.account import together
 
 
 def two_replicas() -> tuple[FastAPI, FastAPI]:
@@ -79,6 +80,34 @@ async def test_the_window_counts_all_requests_and_takes_percentiles_of_all() -> 
         assert document["in_flight"] == 0
         assert sorted(one["replica"] for one in document["ingress"]) == ["ingress#a", "ingress#b"]
     assert documents[0]["window"] == documents[1]["window"]
+
+
+def told(judged: int, predicted: float, actual: float, site: str = "answer") -> dict[str, object]:
+    """What one door knows of a state."""
+    ratio = predicted / actual if judged else None
+    error = abs(predicted - actual) if judged else None
+    expected = {"work_s": actual, "work_p98_s": 2 * actual, "time_s": predicted}
+    mean = {"predicted_s": predicted if judged else None, "actual_s": actual if judged else None, "mean_error_s": error}
+    return {"site": site, "loop": 0, **expected, "judged": judged, **mean, "predicted_over_actual": ratio}
+
+
+def account(*predictions: dict[str, object]) -> Account:
+    return Account("ingress", (), (), 0, {"predictions": predictions})
+
+
+def test_predictions_of_one_state_are_judged_together() -> None:
+    accounts = [account(told(30, 2.0, 1.0)), account(told(10, 1.0, 2.0), told(0, 3.0, 3.0, "web"))]
+    answer, web = together(accounts)["scheduler"]["predictions"]
+    assert (answer["site"], answer["judged"]) == ("answer", 40)
+    assert (answer["predicted_s"], answer["actual_s"]) == (1.75, 1.25)
+    assert (answer["predicted_over_actual"], answer["mean_error_s"]) == (1.4, 1.0)
+    assert (answer["work_s"], answer["time_s"]) == (1.25, 1.75)
+    assert web == told(0, 3.0, 3.0, "web")
+
+
+def test_one_that_has_judged_nothing_changes_nothing() -> None:
+    [answer] = together([account(told(4, 2.0, 1.0)), account(told(0, 9.0, 9.0))])["scheduler"]["predictions"]
+    assert answer == told(4, 2.0, 1.0)
 
 
 async def test_the_components_queues_are_gauges() -> None:
