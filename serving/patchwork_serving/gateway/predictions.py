@@ -35,4 +35,5 @@ def _mean(key: str, rows: Sequence[Row], equally: int) -> float:
     """By requests judged, or ``equally`` among so many."""
     if equally:
         return sum(float(row[key]) for row in rows) / equally
-    return sum(float(row[key]) * row["judged"] for row in rows) / sum(row["judged"] for row in rows)
+    weights = [float(row["judged"]) for row in rows]
+    return sum(float(row[key]) * weight for row, weight in zip(rows, weights, strict=True)) / sum(weights)
