@@ -36,7 +36,7 @@ import psutil
 import yaml
 from bench_plan_real import CHAINS, SHAPES, profiled
 
-from kit.deployed import Home, a_home
+from kit.deployed import Home, a_home, deployed
 from patchwork_scheduler.cost import BatchCost, TokenCost
 from patchwork_scheduler.model import SloClass
 from patchwork_scheduler.plan import make_plan
@@ -290,27 +290,16 @@ def watched() -> Iterator[Busy]:
         thread.join()
 
 
-def deploy(home: Home, made: Experiment, policy: str) -> str:
+def really(home: Home, made: Experiment, policy: str) -> tuple[list[Seen], dict[str, float | None]]:
+    """What the clients saw, and how busy the machine was in each window."""
     config, plan = home.path / f"{policy}.yaml", home.path / f"{policy}.plan.json"
     config.write_text(yaml.safe_dump({**made.config, "scheduler": POLICIES[policy]}), encoding="utf-8")
     made.plan.save(plan)
-    result = home.run(
-        "deploy", str(CHAIN), "--config", str(config), "--plan", str(plan), "--slo", f"{made.slo.deadline_s:.4f}s",
-        "--port", "0", "--detach", "--json",
-    )  # fmt: skip
-    assert result.returncode == 0, result.stderr
-    ready = json.loads(result.stdout.strip().splitlines()[-1])
-    assert ready["emulated"]
-    return str(ready["url"])
-
-
-def really(home: Home, made: Experiment, policy: str) -> tuple[list[Seen], dict[str, float | None]]:
-    """What the clients saw, and how busy the machine was in each window."""
-    url = deploy(home, made, policy)
-    asked = api("langserve", url, stream=False, headers={})
-    bodies = [asked.encoded(made.question(number)) for number in range(len(made.times))]
-    loop = OpenLoop(asked, bodies, made.times, timeout_s=110.0, connections=1024, told=lambda sent, ended: None)
-    with watched() as busy:
+    given = ["--config", str(config), "--plan", str(plan), "--slo", f"{made.slo.deadline_s:.4f}s"]
+    with deployed(home, str(CHAIN), *given) as url, watched() as busy:
+        asked = api("langserve", url, stream=False, headers={})
+        bodies = [asked.encoded(made.question(number)) for number in range(len(made.times))]
+        loop = OpenLoop(asked, bodies, made.times, timeout_s=110.0, connections=1024, told=lambda sent, ended: None)
         began = time.monotonic()
         observed = asyncio.run(loop.run())
     shares = {f"{load:g}": busy.between(began, *window) for load, window in made.windows.items()}
