@@ -40,6 +40,7 @@ class Binding:
     swap_id: int
     always: bool
     baseline: Mapping[str, Any] = field(default_factory=dict)  #: the leaf's fields when it was swapped
+    is_late: bool = False  #: the leaf stands for objects that are constructed later, each with a state of its own
 
     def leaf_call(
         self, method: str, payload: bytes, *, size: int = 1, stream: bool = False, manager: Any = None

@@ -2,7 +2,8 @@
 
 Here are both ends: the overrides that send a call away, and the runner that carries it out in the replica. What travels is
 ``(fields, args, kwargs)``: fields are those that differ from the leaf as imported, which is how ``configurable_fields`` and
-``model_copy`` reach a replica. Callback managers stay with the caller.
+``model_copy`` reach a replica. Callback managers stay with the caller. What a call changes in a leaf that was constructed as the chain ran
+comes back before or after the outcome (``late_state``).
 """
 
 from __future__ import annotations
@@ -16,15 +17,18 @@ import inspect
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from typing import Any
 
-from patchwork_adapters import codec
+from patchwork_adapters import codec, late_state
 from patchwork_adapters.aliasing import METHODS, Aliased, Arguments
 from patchwork_adapters.binding import Binding, Bound
 from patchwork_adapters.errors import CodecError, NotExact
 from patchwork_adapters.transport import LeafCall
+from patchwork_adapters.walk import Leaf
 
 _CALLBACKS = ("langchain_core.callbacks.", "langchain_core.tracers.", "llama_index.core.callbacks.")
 _END = object()
 _STARTED = codec.encode_outcome(None)
+#: Starts a reply of ``[changed state, outcome]``; no outcome starts like this.
+_CHANGED = b"\x7f"
 
 
 def own_methods(
@@ -53,7 +57,7 @@ def _call_of(
 
 def _plain(name: str) -> Callable[..., Any]:
     def call(leaf: Bound, *args: Any, **kwargs: Any) -> Any:
-        value = codec.decode_outcome(leaf.binding.bridge.call(_call_of(leaf, name, args, kwargs)))
+        value = _outcome(leaf, leaf.binding.bridge.call(_call_of(leaf, name, args, kwargs)))
         return _arguments(args, kwargs).accept(value) if isinstance(value, Aliased) else value
 
     return call
@@ -61,7 +65,7 @@ def _plain(name: str) -> Callable[..., Any]:
 
 def _coroutine(name: str) -> Callable[..., Any]:
     async def call(leaf: Bound, *args: Any, **kwargs: Any) -> Any:
-        value = codec.decode_outcome(await leaf.binding.bridge.acall(_call_of(leaf, name, args, kwargs)))
+        value = _outcome(leaf, await leaf.binding.bridge.acall(_call_of(leaf, name, args, kwargs)))
         return _arguments(args, kwargs).accept(value) if isinstance(value, Aliased) else value
 
     return call
@@ -69,14 +73,14 @@ def _coroutine(name: str) -> Callable[..., Any]:
 
 def _generator(name: str) -> Callable[..., Any]:
     def call(leaf: Bound, *args: Any, **kwargs: Any) -> Iterator[Any]:
-        yield from _chunks(leaf.binding.bridge.stream(_call_of(leaf, name, args, kwargs, stream=True)))
+        yield from _chunks(leaf, leaf.binding.bridge.stream(_call_of(leaf, name, args, kwargs, stream=True)))
 
     return call
 
 
 def _async_generator(name: str) -> Callable[..., Any]:
     async def call(leaf: Bound, *args: Any, **kwargs: Any) -> AsyncIterator[Any]:
-        async for chunk in _achunks(leaf.binding.bridge.astream(_call_of(leaf, name, args, kwargs, stream=True))):
+        async for chunk in _achunks(leaf, leaf.binding.bridge.astream(_call_of(leaf, name, args, kwargs, stream=True))):
             yield chunk
 
     return call
@@ -86,36 +90,50 @@ def _plain_of_stream(name: str) -> Callable[..., Any]:
     # the call is made up at once: when the stream is read, the code that asked for it may have gone on elsewhere
     def call(leaf: Bound, *args: Any, **kwargs: Any) -> Any:
         frames = leaf.binding.bridge.stream(_call_of(leaf, name, args, kwargs, stream=True))
-        codec.decode_outcome(next(frames))  # the method has run there: what it raised, it raises here and now
-        return _chunks(frames)
+        _outcome(leaf, next(frames))  # the method has run there: what it raised, it raises here and now
+        return _chunks(leaf, frames)
 
     return call
 
 
-def _chunks(frames: Iterator[bytes]) -> Iterator[Any]:
+def _chunks(leaf: Bound, frames: Iterator[bytes]) -> Iterator[Any]:
     with contextlib.closing(frames):  # type: ignore[type-var]
         for frame in frames:
-            yield codec.decode_outcome(frame)
+            if (chunk := _outcome(leaf, frame)) is not _END:
+                yield chunk
 
 
 def _coroutine_of_stream(name: str) -> Callable[..., Any]:
     async def call(leaf: Bound, *args: Any, **kwargs: Any) -> Any:
         frames = leaf.binding.bridge.astream(_call_of(leaf, name, args, kwargs, stream=True))
-        codec.decode_outcome(await anext(frames))
-        return _achunks(frames)
+        _outcome(leaf, await anext(frames))
+        return _achunks(leaf, frames)
 
     return call
 
 
-async def _achunks(frames: AsyncIterator[bytes]) -> AsyncIterator[Any]:
+async def _achunks(leaf: Bound, frames: AsyncIterator[bytes]) -> AsyncIterator[Any]:
     async with contextlib.aclosing(frames):  # type: ignore[type-var]
         async for frame in frames:
-            yield codec.decode_outcome(frame)
+            if (chunk := _outcome(leaf, frame)) is not _END:
+                yield chunk
+
+
+def _outcome(leaf: Bound, frame: bytes) -> Any:
+    """The value of a frame; ``_END`` for one that only tells what changed. Raises what the leaf raised."""
+    if frame[:1] == _CHANGED:
+        state, frame = codec.decode(frame[1:])
+        late_state.set_state(leaf.obj, state)
+        if not frame:
+            return _END
+    return codec.decode_outcome(frame)
 
 
 def payload_of(leaf: Bound, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bytes:
     """Raises CodecError when an argument cannot travel."""
-    return codec.encode([_changed_fields(leaf.obj, leaf.binding), *_sent(args, kwargs)])
+    binding = leaf.binding
+    changed = late_state.changes(binding.baseline, leaf.obj) if binding.is_late else _changed_fields(leaf.obj, binding)
+    return codec.encode([changed, *_sent(args, kwargs)])
 
 
 def _sent(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[list[Any], dict[str, Any]]:
@@ -180,13 +198,24 @@ def _is_callback(value: Any) -> bool:
 class OwnLeafRunner:
     """Carries out calls on the user's object in the replica. Plain methods run in threads: they may block for as long as they like."""
 
-    def __init__(self, leaf: Any) -> None:
+    def __init__(self, leaf: Any, *, is_late: bool = False) -> None:
         self._leaf = leaf
+        self._is_late = is_late  #: it stands for objects that are constructed as the chain runs
 
     async def run(self, method: str, payload: bytes) -> bytes:
         """The encoded outcome; the user's exceptions are in it, not raised."""
         try:
-            function, args, kwargs = self._bind(method, payload)
+            fields, args, kwargs = codec.decode(payload)
+            leaf, was = self._leaf_with(fields)
+        except Exception as error:  # noqa: BLE001  as below
+            return codec.encode_outcome(error)
+        outcome = await self._run(getattr(leaf, method), method, args, kwargs)
+        changed = self._changed(leaf, was)
+        return _CHANGED + codec.encode([changed, outcome]) if changed else outcome
+
+    async def _run(self, function: Callable[..., Any], method: str, args: list[Any], kwargs: dict[str, Any]) -> bytes:
+        try:
+            _complete(function, kwargs)
             given = (
                 Arguments(args, {n: v for n, v in kwargs.items() if not _is_callback(v)}) if method in METHODS else None
             )
@@ -203,7 +232,15 @@ class OwnLeafRunner:
     async def stream(self, method: str, payload: bytes) -> AsyncIterator[bytes]:
         """The encoded chunks; an exception is the last one. Before those of a method that is no generator: None, when it has returned."""
         try:
-            function, args, kwargs = self._bind(method, payload)
+            fields, args, kwargs = codec.decode(payload)
+            leaf, was = self._leaf_with(fields)
+            function = getattr(leaf, method)
+        except Exception as error:  # noqa: BLE001  as below
+            yield codec.encode_outcome(error)
+            return
+        failed = b""
+        try:
+            _complete(function, kwargs)
             chunks = function(*args, **kwargs)
             if inspect.isawaitable(chunks):
                 chunks = await chunks
@@ -213,16 +250,36 @@ class OwnLeafRunner:
             async for chunk in iterator:
                 yield codec.encode_outcome(chunk)
         except Exception as error:  # noqa: BLE001  as above
-            yield codec.encode_outcome(error)
+            failed = codec.encode_outcome(error)
+        if changed := self._changed(leaf, was):
+            yield _CHANGED + codec.encode([changed, failed])
+        elif failed:
+            yield failed
 
-    def _bind(self, method: str, payload: bytes) -> tuple[Callable[..., Any], list[Any], dict[str, Any]]:
-        fields, args, kwargs = codec.decode(payload)
-        leaf = _with_fields(self._leaf, fields) if fields else self._leaf
-        function = getattr(leaf, method)
-        parameter = inspect.signature(function).parameters.get("run_manager")
-        if parameter is not None and parameter.default is parameter.empty and "run_manager" not in kwargs:
-            kwargs["run_manager"] = _silent_manager(inspect.iscoroutinefunction(function))
-        return function, args, kwargs
+    def _leaf_with(self, fields: Mapping[str, Any]) -> tuple[Any, Mapping[str, Any]]:
+        """The object to work with, and the state that it has, where that matters."""
+        if not self._is_late:
+            return (_with_fields(self._leaf, fields) if fields else self._leaf), {}
+        leaf = late_state.fresh(self._leaf)
+        late_state.set_state(leaf, late_state.copied(fields))
+        return leaf, {**late_state.state_of(self._leaf), **fields}
+
+    def _changed(self, leaf: Any, was: Mapping[str, Any]) -> dict[str, Any]:
+        if not self._is_late:
+            return {}
+        late_state.keep_loaded(self._leaf, leaf)
+        return late_state.changes(was, leaf)
+
+
+def runner_of(leaf: Leaf) -> OwnLeafRunner:
+    return OwnLeafRunner(leaf.obj, is_late=leaf.late is not None)
+
+
+def _complete(function: Callable[..., Any], kwargs: dict[str, Any]) -> None:
+    """What the framework passes and a call leaves at home."""
+    parameter = inspect.signature(function).parameters.get("run_manager")
+    if parameter is not None and parameter.default is parameter.empty and "run_manager" not in kwargs:
+        kwargs["run_manager"] = _silent_manager(inspect.iscoroutinefunction(function))
 
 
 def _with_fields(leaf: Any, fields: Mapping[str, Any]) -> Any:

@@ -18,6 +18,8 @@ from typing import Any
 
 from patchwork_adapters import sites
 from patchwork_adapters.causes import Moment
+from patchwork_adapters.constructions import Arguments
+from patchwork_adapters.late import watch_constructions
 from patchwork_adapters.raw_openai import RAW
 from patchwork_adapters.sampling import SampledCall
 from patchwork_adapters.tokens import Usage, usage_of
@@ -59,9 +61,16 @@ class Probes:
                 self._wrap(type(leaf.obj), "request", self._open_request)
                 continue
             self._leaves[id(leaf.obj)] = (leaf, component)
+            if leaf.late is not None:
+                self._undo.append(watch_constructions(leaf.late.cls, functools.partial(self._note, leaf, component)))
             self._by_class.setdefault(type(leaf.obj), (leaf, component))
             for name in methods.get(leaf.path, ()):
                 self._wrap(type(leaf.obj), name, functools.partial(self._open, name))
+
+    def _note(self, leaf: Leaf, component: str, obj: Any, arguments: Arguments) -> None:
+        """An object that the chain constructs is the leaf that was made like it."""
+        if leaf.late is not None and leaf.late.arguments == arguments:
+            self._leaves[id(obj)] = (leaf, component)
 
     def off(self) -> None:
         while self._undo:

@@ -50,6 +50,10 @@ def static_sites(edges: Sequence[Edge], leaves: Sequence[Leaf], owner: Mapping[s
 
 def _notes(walk: Walk) -> Iterator[str]:
     yield from notes_of(kept_by(walk))
+    for leaf in walk.leaves:
+        if leaf.late is not None:
+            name, where = leaf.cls.rpartition(".")[2], ", ".join(leaf.late.where)
+            yield f"{leaf.path}: constructed on each call at {where}; one {name}, made beforehand, works for all of them"
     stores = [leaf.path for leaf in walk.leaves if leaf.spec.export is not None]
     if stores:
         yield f"searched in Postgres, and kept in memory for filters that only Python can express: {', '.join(stores)}"

@@ -7,20 +7,25 @@ instance of the user's class. ``undo`` puts the classes back; copies made meanwh
 from __future__ import annotations
 
 import copyreg
+import dataclasses
 import functools
 import inspect
 import itertools
 import threading
 import types
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 from patchwork_adapters.binding import ACTIVE, Assignment, Binding, Bound, Slot
 from patchwork_adapters.bridge import Bridge
+from patchwork_adapters.constructions import Arguments
 from patchwork_adapters.external import ExternalCalls
 from patchwork_adapters.graph import Opaque
-from patchwork_adapters.leaves.spec import LeafSpec
+from patchwork_adapters.late import watch_constructions
+from patchwork_adapters.late_state import state_of
+from patchwork_adapters.leaves.spec import LeafSpec, spec_for
+from patchwork_adapters.local_calls import local_methods
 from patchwork_adapters.openai_cut import OpenAICut
 from patchwork_adapters.own import baseline_of, own_methods
 from patchwork_adapters.protocol import Router
@@ -83,8 +88,11 @@ def swap(
     always: bool = True,
     cut: OpenAICut | None = None,
     external: ExternalCalls | None = None,
+    late_classes: Iterable[type] = (),
 ) -> Swap:
     """Swap each leaf that has an assignment (by path). ``always=False``: only inside :meth:`Swap.active`.
+
+    ``late_classes``: whose objects are constructed as the chain runs, with what is known only then; they stay in this process.
 
     ``cut``: the process-wide cut of openai clients, when it is installed already; otherwise leaves of the ``protocol`` way get one of
     this swap, which sends a model's requests to the component of the leaf with that model, and those of hosted models through ``external``.
@@ -109,7 +117,38 @@ def swap(
             swapped.skipped.append(Opaque(leaf.path, why))
         else:
             _swap_class(swapped, leaf, assignment, bridge, always)
+    _adopt_late(swapped, leaves, late_classes, bridge, always)
     return swapped
+
+
+def _adopt_late(
+    swapped: Swap, leaves: Sequence[Leaf], late_classes: Iterable[type], bridge: Bridge, always: bool
+) -> None:
+    """From now on, objects that are constructed like a leaf that was made for the walk get its class; others lend the loop to others."""
+    classes = {id(obj): generated for obj, _, generated in swapped._objects}
+    known: dict[type, list[tuple[Arguments | None, type]]] = {}
+    for leaf in leaves:
+        if leaf.late is not None and id(leaf.obj) in classes:
+            known.setdefault(leaf.late.cls, []).append((leaf.late.arguments, classes[id(leaf.obj)]))
+    for cls in late_classes:
+        spec = spec_for(cls)
+        if spec is None or spec.speaks_openai:
+            continue
+        staying = Leaf(f"a new {cls.__qualname__}", None, spec.kind, dataclasses.replace(spec, wrap=None))
+        binding = Binding(staying.path, Assignment("", "own"), bridge, swapped._id, always)
+        generated, slot = _class_for(cls, staying, binding, local_methods(cls, spec.cut(cls)))
+        swapped._slots.append(slot)
+        known.setdefault(cls, []).append((None, generated))
+    for cls, alike in known.items():
+        swapped._rebound.append(watch_constructions(cls, functools.partial(_adopt, alike)))
+
+
+def _adopt(alike: Sequence[tuple[Arguments | None, type]], obj: Any, arguments: Arguments) -> None:
+    for wanted, generated in alike:
+        slot: Slot = vars(generated)["__patchwork_slot__"]
+        if slot.active() is not None and (wanted is None or wanted == arguments):
+            object.__setattr__(obj, "__class__", generated)
+            return
 
 
 def leaf_router(leaves: Sequence[Leaf], assignments: Mapping[str, Assignment]) -> Router:
@@ -138,7 +177,9 @@ def _mismatch(leaf: Leaf, assignment: Assignment) -> str | None:
 
 def _swap_class(swapped: Swap, leaf: Leaf, assignment: Assignment, bridge: Bridge, always: bool) -> None:
     cls = type(leaf.obj)
-    binding = Binding(leaf.path, assignment, bridge, swapped._id, always, baseline_of(leaf.obj))
+    is_late = leaf.late is not None
+    baseline = state_of(leaf.obj) if is_late else baseline_of(leaf.obj)
+    binding = Binding(leaf.path, assignment, bridge, swapped._id, always, baseline, is_late)
     try:
         generated, slot = _class_for(cls, leaf, binding)
         object.__setattr__(leaf.obj, "__class__", generated)
@@ -158,14 +199,18 @@ def _swap_class(swapped: Swap, leaf: Leaf, assignment: Assignment, bridge: Bridg
             swapped.skipped.append(Opaque(leaf.path, why))
 
 
-def _class_for(cls: type, leaf: Leaf, binding: Binding) -> tuple[type, Slot]:
+def _class_for(
+    cls: type, leaf: Leaf, binding: Binding, overrides: Mapping[str, Override] | None = None
+) -> tuple[type, Slot]:
     """A generated class that nobody else uses now; building one for a pydantic class takes milliseconds, so they are kept."""
     with _lock:
         pool = _generated.setdefault((cls, leaf.path, binding.assignment.way), [])
         free = next((pair for pair in pool if pair[1].binding is None), None)
         if free is None:
             slot = Slot()
-            free = (_generate(cls, slot, leaf.spec, _overrides(cls, leaf.spec, binding.assignment)), slot)
+            if overrides is None:
+                overrides = _overrides(cls, leaf.spec, binding.assignment)
+            free = (_generate(cls, slot, leaf.spec, overrides), slot)
             pool.append(free)
         free[1].binding = binding
         return free

@@ -21,8 +21,9 @@ from typing import Any
 
 from patchwork_adapters.graph import Opaque
 from patchwork_adapters.held import Held
+from patchwork_adapters.late import Constructions, Late
 from patchwork_adapters.leaves.spec import LeafSpec, spec_for
-from patchwork_adapters.parts import Step, children, global_names, is_dull, is_user_module, is_users_code, names_of
+from patchwork_adapters.parts import Step, children, is_dull, is_users_code, names_of
 from patchwork_adapters.raw_clients import connecting_calls, used_at, what_is
 from patchwork_adapters.raw_openai import asked_in, spec_of
 from patchwork_adapters.transport import Kind
@@ -39,6 +40,8 @@ class Leaf:
     kind: Kind
     spec: LeafSpec
     held: tuple[Held, ...] = field(default=(), compare=False, repr=False)  #: its bound methods that the chain holds
+    #: of a leaf that the user's functions construct as they run: ``obj`` is one like those, made for the walk
+    late: Late | None = field(default=None, compare=False, repr=False)
 
     @property
     def cls(self) -> str:
@@ -54,6 +57,7 @@ class Walk:
     parts: tuple[
         tuple[str, Any], ...
     ] = ()  #: (path, object) of what holds the chain together: no leaves, no containers, no functions
+    late_classes: tuple[type, ...] = ()  #: of leaves that are constructed with what is known only then
 
     def leaf(self, path: str) -> Leaf:
         """KeyError names the leaves that exist."""
@@ -68,28 +72,39 @@ def find_leaves(chain: Any, module: ModuleType | None = None, root: str = "chain
     roots = [*_global_roots(module, chain), (root, chain), *_settings_roots(chain)]
     walked = _Walked.of(roots)
     starts = [id(chain), *(id(value) for _, value in _settings_roots(chain))]
-    reached = walked.reachable(starts)
-    candidates = {
-        key: spec
-        for key in reached
-        if (spec := spec_for(type(walked.objects[key]))) is not None and not spec.is_empty(walked.objects[key])
-    }
-    leaf_keys = _leaves_among(candidates, walked)
-    leaves = [
-        Leaf(walked.paths[key], walked.objects[key], candidates[key].kind, candidates[key], _held(walked, key))
-        for key in walked.objects  # in the order of the walk
-        if key in leaf_keys
-    ]
+    late = Constructions()
+    leaf_keys, candidates = _leaves_within(walked, starts)
     outside = walked.reachable(starts, stop=leaf_keys)  # what a leaf does inside is no part of the chain
+    while made := late.look_into((walked.paths[key], walked.objects[key]) for key in outside if key not in leaf_keys):
+        starts += walked.go_on((one.path, one.obj) for one in made)
+        leaf_keys, candidates = _leaves_within(walked, starts)
+        outside = walked.reachable(starts, stop=leaf_keys)
+    lates = {id(one.obj): one.late for one in late.made}
+    leaves = [
+        Leaf(walked.paths[k], walked.objects[k], candidates[k].kind, candidates[k], _held(walked, k), lates.get(k))
+        for k in walked.objects  # in the order of the walk
+        if k in leaf_keys
+    ]
     inside = [(walked.paths[key], walked.objects[key]) for key in outside if key not in leaf_keys]
     functions = tuple(f for _, f in inside if isinstance(f, FunctionType) and is_users_code(f))
     raw = tuple(_raw_leaves(inside, functions))
+    opaque = _opaque(walked, starts, leaf_keys, functions, frozenset(id(leaf.obj) for leaf in raw))
     return Walk(
         leaves=(*leaves, *raw),
-        opaque=tuple(_opaque(walked, [id(chain)], leaf_keys, functions, frozenset(id(leaf.obj) for leaf in raw))),
+        opaque=(*late.opaque, *opaque),
         functions=functions,
         parts=tuple((path, part) for path, part in inside if not isinstance(part, _CONTAINERS)),
+        late_classes=tuple(late.local),
     )
+
+
+def _leaves_within(walked: _Walked, starts: Iterable[int]) -> tuple[frozenset[int], dict[int, LeafSpec]]:
+    candidates = {
+        key: spec
+        for key in walked.reachable(starts)
+        if (spec := spec_for(type(walked.objects[key]))) is not None and not spec.is_empty(walked.objects[key])
+    }
+    return _leaves_among(candidates, walked), candidates
 
 
 def _held(walked: _Walked, leaf: int) -> tuple[Held, ...]:
@@ -124,21 +139,25 @@ class _Walked:
     @classmethod
     def of(cls, roots: Iterable[Step]) -> _Walked:
         walked = cls({}, {}, {}, [])
+        walked.go_on(roots)
+        return walked
+
+    def go_on(self, roots: Iterable[Step]) -> list[int]:
+        """Walk from more roots; paths that are known stay. Returns the roots' keys."""
         waiting: deque[int] = deque()
-        for path, value in roots:
-            walked._meet(path, value, waiting)
+        keys = [self._meet(path, value, waiting) for path, value in roots]
         while waiting:  # breadth first: the first path to an object is a shortest one
             key = waiting.popleft()
-            path = walked.paths[key]
-            if _is_openai(walked.objects[key]):
-                walked.inside[key] = []  # a client's machinery is no part of the chain, and may be ours
+            path = self.paths[key]
+            if _is_openai(self.objects[key]):
+                self.inside[key] = []  # a client's machinery is no part of the chain, and may be ours
                 continue
-            walked.inside[key] = [
+            self.inside[key] = [
                 child
-                for step, value in children(walked.objects[key])
-                if (child := walked._meet(path + step, value, waiting)) is not None
+                for step, value in children(self.objects[key])
+                if (child := self._meet(path + step, value, waiting)) is not None
             ]
-        return walked
+        return [key for key in keys if key is not None]
 
     def _meet(self, path: str, value: Any, waiting: deque[int]) -> int | None:
         if is_dull(value):
@@ -215,7 +234,6 @@ def _opaque(
             cls = f"{type(value).__module__}.{type(value).__qualname__}"
             yield Opaque(path, f"{what} ({cls}): its calls stay in the orchestrator{_used(path, functions)}")
         elif isinstance(value, FunctionType) and is_users_code(value):
-            yield from _made_per_call(path, value)
             for called, line in connecting_calls(value):
                 yield Opaque(path, f"calls {called} at {line}: it runs in the orchestrator")
 
@@ -223,20 +241,6 @@ def _opaque(
 def _used(path: str, functions: Sequence[FunctionType]) -> str:
     line = used_at(path, functions)
     return f"; used at {line}" if line else ""
-
-
-def _made_per_call(path: str, function: FunctionType) -> Iterator[Opaque]:
-    """Leaves that a function of the user's constructs each time it runs: there is no object to swap yet."""
-    if not is_user_module(function.__module__):
-        return
-    for name in global_names(function.__code__):
-        cls = function.__globals__.get(name)
-        spec = spec_for(cls) if isinstance(cls, type) else None
-        if spec is not None:
-            where = (
-                "requests for hosted models go to components" if spec.speaks_openai else "it runs in the orchestrator"
-            )
-            yield Opaque(path, f"may construct a {name} on every call: {where}")
 
 
 def _global_roots(module: ModuleType | None, chain: Any) -> Iterator[Step]:

@@ -26,6 +26,7 @@ from patchwork_adapters.checking.process import LeafTransport
 from patchwork_adapters.checking.values import Plain, plain
 from patchwork_adapters.checking.watch import Seen, Watch
 from patchwork_adapters.context import RequestContext, request_context
+from patchwork_adapters.leaves.spec import spec_for
 from patchwork_adapters.parts import is_user_module
 from patchwork_adapters.placement import Placed, Placement, Stay, place
 from patchwork_adapters.raw_openai import RAW
@@ -80,6 +81,7 @@ def original_side(
         walk, placed = _look(loaded)
         watch = Watch(answers)
         watch.on(walk.leaves, _watched(walk, placed))
+        _watch_late(watch, walk)
         ran = []
         try:
             runs = _Runs(loaded, cases, timeout_s, modes, install=lambda loop: None, answers=answers)
@@ -112,8 +114,9 @@ def swapped_side(
         here.on(own, {})
         for leaf in own:
             here.on_class(type(leaf.obj), methods[leaf.path])
+        _watch_late(here, walk)
         watch = Watch()
-        swapped = swap(walk.leaves, placed.assignments, bridge)
+        swapped = swap(walk.leaves, placed.assignments, bridge, late_classes=walk.late_classes)
         follow = sites.install(walk)  # as in a deployed process
         watch.on(walk.leaves, methods)
         try:
@@ -138,6 +141,14 @@ def _look(loaded: LoadedTarget) -> tuple[Walk, Placed]:
     # a store's export is asked for by the leaf's own name
     assignments = {path: replace(a, collection=path) for path, a in placed.assignments.items()}
     return walk, replace(placed, assignments=assignments)
+
+
+def _watch_late(watch: Watch, walk: Walk) -> None:
+    """Leaves that stay because they are constructed with what is known only then."""
+    for cls in walk.late_classes:
+        spec = spec_for(cls)
+        if spec is not None:
+            watch.on_class(cls, spec.cut(cls))
 
 
 def _watched(walk: Walk, placed: Placed) -> dict[str, tuple[str, ...]]:

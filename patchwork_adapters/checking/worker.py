@@ -19,7 +19,7 @@ from patchwork_adapters.checking.answers import Answers
 from patchwork_adapters.checking.frames import read_frame, write_frame
 from patchwork_adapters.checking.twin import Collections
 from patchwork_adapters.checking.watch import SERVED, Watch
-from patchwork_adapters.own import OwnLeafRunner
+from patchwork_adapters.own import OwnLeafRunner, runner_of
 from patchwork_adapters.stores import export
 from patchwork_adapters.target import load_target, parse_target
 from patchwork_adapters.walk import Walk, find_leaves
@@ -84,7 +84,9 @@ class Worker:
             yield loaded.collections.run(leaf, method, codec.decode(payload))
         else:
             SERVED.set(leaf)
-            runner = loaded.runners.setdefault(leaf, OwnLeafRunner(loaded.walk.leaf(leaf).obj))
+            runner = loaded.runners.get(leaf)
+            if runner is None:
+                runner = loaded.runners[leaf] = runner_of(loaded.walk.leaf(leaf))
             if operation == "call":
                 yield await runner.run(method, payload)
             else:

@@ -58,9 +58,13 @@ def take_apart(
     try:
         loaded = load_target(_here(release))
         walk = find_leaves(loaded.chain, loaded.module, loaded.root)
+        if not engines - keep and any(leaf.late is not None for leaf in walk.leaves):
+            undo.append(
+                install_construct_hooks()
+            )  # what is constructed on each call must not load its weights on each call
         assignments = {path: a for path, a in assignments_of(release).items() if path not in keep}
         _check(walk, assignments)
-        swapped = swap(walk.leaves, assignments, bridge, cut=cut)
+        swapped = swap(walk.leaves, assignments, bridge, cut=cut, late_classes=walk.late_classes)
         undo.append(sites.install(walk))
     except BaseException:
         while undo:

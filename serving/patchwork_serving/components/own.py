@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Mapping
 from typing import Any
 
 from patchwork_adapters.bridge import Bridge
-from patchwork_adapters.own import OwnLeafRunner
+from patchwork_adapters.own import OwnLeafRunner, runner_of
 from patchwork_adapters.record import ImportRecord, ReplayTransport
 from patchwork_serving.bundle import Bundle, enter_module_dir
 from patchwork_serving.components.engine import EngineCall
@@ -50,7 +50,7 @@ class OwnEngine:
         self._bridge = Bridge(ReplayTransport(record, transport))
         mine = frozenset(self._spec.leaves)
         self._apart = take_apart(self._bundle.release, self._bridge, keep=mine)
-        self._runners = {path: OwnLeafRunner(self._apart.walk.leaf(path).obj) for path in mine}
+        self._runners = {path: runner_of(self._apart.walk.leaf(path)) for path in mine}
 
     async def generate(self, call: EngineCall) -> AsyncIterator[bytes]:
         runner = self._runners.get(call.leaf)

@@ -144,8 +144,9 @@ def constructs(x: Any) -> Any:
 def test_a_function_that_constructs_a_model_per_call_is_named() -> None:
     (opaque,) = walk(RunnableLambda(constructs)).opaque
     assert (opaque.where, opaque.why) == (
-        "chain.func", "may construct a GenericFakeChatModel on every call: it runs in the orchestrator",
-    )  # fmt: skip
+        "chain.func",
+        "constructs a GenericFakeChatModel at test_walk.py:141 with what is known only then: it runs in the orchestrator",
+    )
 
 
 def test_a_graphs_leaves_are_found_through_its_nodes() -> None:
