@@ -6,7 +6,8 @@ objects of the arguments in the result; the caller's side changes its own object
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import functools
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +18,9 @@ from patchwork_adapters.errors import CodecError
 METHODS = frozenset({
     "compress_documents", "acompress_documents", "_postprocess_nodes", "_apostprocess_nodes", "_retrieve", "_aretrieve", "_run", "_arun",
 })  # fmt: skip
+
+#: What has nothing inside and cannot change.
+_ATOMS = frozenset({type(None), bool, int, float, str, bytes})
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +36,10 @@ class Aliased:
 
     result: Any
     changes: Mapping[int, Any]  #: number -> the object's state now
+
+
+codec.register(50, Ref)
+codec.register(51, Aliased)
 
 
 class Arguments:
@@ -66,18 +74,22 @@ class Arguments:
         return self._each(outcome.result, self._resolve)
 
     def _collect(self, value: Any) -> None:
+        kind = type(value)
+        if kind in _ATOMS:
+            return
         if isinstance(value, tuple):
-            for item in value:
-                self._collect(item)
-        elif (type(value) in (list, dict) or _fields(value) is not None) and id(value) not in self._numbers:
+            inner: Any = value
+        else:
+            fields = value if kind is list or kind is dict else value.__dict__ if _carries_data(kind) else None
+            if fields is None or id(value) in self._numbers:
+                return
             self._numbers[id(value)] = len(self._objects)
             self._objects.append(value)
-            inner = (
-                value
-                if type(value) is list
-                else list((value if type(value) is dict else _fields(value) or {}).values())
-            )
-            for item in inner:
+            inner = fields if kind is list else fields.values()
+            if kind is list and _ATOMS.issuperset(map(type, inner)):  # a vector
+                return
+        for item in inner:
+            if type(item) not in _ATOMS:
                 self._collect(item)
 
     def _state(self, obj: Any) -> Any:
@@ -113,12 +125,15 @@ class Arguments:
 
 
 def _fields(value: Any) -> dict[str, Any] | None:
-    """Of objects that carry data between stages: pydantic models and dataclasses."""
-    cls = type(value)
-    if isinstance(value, type) or not (hasattr(cls, "__pydantic_fields__") or hasattr(cls, "__dataclass_fields__")):
-        return None
-    found = getattr(value, "__dict__", None)
-    return found if isinstance(found, dict) else None
+    fields: dict[str, Any] | None = value.__dict__ if _carries_data(type(value)) else None
+    return fields
+
+
+@functools.lru_cache(maxsize=4096)
+def _carries_data(cls: Hashable) -> bool:
+    """Whether objects carry data between stages: pydantic models, and dataclasses without slots."""
+    has_fields = hasattr(cls, "__pydantic_fields__") or hasattr(cls, "__dataclass_fields__")
+    return isinstance(cls, type) and has_fields and not issubclass(cls, type) and cls.__dictoffset__ != 0
 
 
 def _set_state(obj: Any, state: Any) -> None:

@@ -17,13 +17,11 @@ import asyncio
 import contextlib
 import dataclasses
 import functools
-import queue
 import sys
 import threading
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
-from concurrent.futures import CancelledError as ThreadCancelled
 from concurrent.futures import Future, ThreadPoolExecutor
 from types import FrameType
 from typing import Any, TypeVar
@@ -32,10 +30,10 @@ import greenback
 
 from patchwork_adapters.context import REQUEST
 from patchwork_adapters.errors import ComponentUnavailable, DeadlinePassed, RequestCancelled
+from patchwork_adapters.flight import Cancelled, Flight, Frame, Inbox
 from patchwork_adapters.transport import LeafCall, Transport
 
 T = TypeVar("T")
-_Item = tuple[bytes | None, BaseException | None]  #: a frame, or (None, why it ended: None at the regular end)
 
 
 class Bridge:
@@ -47,7 +45,7 @@ class Bridge:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
         self._closed = False
-        self._inflight: dict[str, set[Future[Any]]] = {}
+        self._inflight: dict[str, set[Flight[Any]]] = {}
         #: thread -> synchronous calls on a loop there that has no portal; each stopped every task of that loop
         self.blocking: Counter[int] = Counter()
 
@@ -68,87 +66,76 @@ class Bridge:
         if self._can_yield():
             result: T = _portal_await(self.ado(call, work))
             return result
-        future = self._submit(call, work())
+        flight = self._submit(call, work)
         try:
-            return future.result()
-        except ThreadCancelled:
+            return flight.wait()
+        except Cancelled:
             raise _cancelled(call) from None
         except KeyboardInterrupt:
-            future.cancel()
+            flight.cancel()
             raise
 
     async def ado(self, call: LeafCall, work: Callable[[], Coroutine[Any, Any, T]]) -> T:
         """As :meth:`do`; cancelling the awaiting task cancels the work."""
-        future = self._submit(call, work())
         try:
-            return await asyncio.wrap_future(future)
-        except asyncio.CancelledError:
-            if _is_cancelling():
-                raise
+            return await self._submit(call, work).arrive()
+        except Cancelled:
             raise _cancelled(call) from None
 
     # ---- streams
 
     def stream(self, call: LeafCall, timeout_s: float | None = None) -> Iterator[bytes]:
         """The reply's frames; closing the iterator cancels the work. ``timeout_s`` bounds the wait for each frame."""
-        if self._can_yield():
-            return self._stream_by_portal(call, timeout_s)
-        return self._stream_by_thread(call, timeout_s)
+        inbox, flight = self._fly(call)
+        try:
+            while True:
+                if not inbox.has_frames():
+                    self._wait_for(inbox, call, timeout_s)
+                frame, why = inbox.take()
+                if frame is None:
+                    _raise_end(why, call)
+                    return
+                yield frame
+        finally:
+            flight.cancel()
 
     async def astream(self, call: LeafCall, timeout_s: float | None = None) -> AsyncIterator[bytes]:
-        loop = asyncio.get_running_loop()
-        items: asyncio.Queue[_Item] = asyncio.Queue()
-
-        def put(item: _Item) -> None:
-            loop.call_soon_threadsafe(items.put_nowait, item)
-
-        future = self._submit(call, self._pump(call, put))
+        inbox, flight = self._fly(call)
         try:
             while True:
-                async with asyncio.timeout(timeout_s):
-                    frame, why = await items.get()
+                if not inbox.has_frames():
+                    await inbox.arrive(timeout_s)
+                frame, why = inbox.take()
                 if frame is None:
                     _raise_end(why, call)
                     return
                 yield frame
         finally:
-            future.cancel()
+            flight.cancel()
 
-    def _stream_by_thread(self, call: LeafCall, timeout_s: float | None) -> Iterator[bytes]:
-        items: queue.SimpleQueue[_Item] = queue.SimpleQueue()
-        future = self._submit(call, self._pump(call, items.put))
-        try:
-            while True:
-                try:
-                    frame, why = items.get(timeout=timeout_s)
-                except queue.Empty:
-                    raise TimeoutError(f"no frame from component {call.component} within {timeout_s} s") from None
-                if frame is None:
-                    _raise_end(why, call)
-                    return
-                yield frame
-        finally:
-            future.cancel()
+    def _fly(self, call: LeafCall) -> tuple[Inbox, Flight[None]]:
+        inbox = Inbox()
+        # its end is told once more, for a stream that is cancelled before it began; after the pump's own nobody reads that
+        return inbox, self._submit(
+            call, lambda: self._pump(call, inbox.put), lambda: inbox.put((None, asyncio.CancelledError()))
+        )
 
-    def _stream_by_portal(self, call: LeafCall, timeout_s: float | None) -> Iterator[bytes]:
-        frames = self.astream(call, timeout_s)
+    def _wait_for(self, inbox: Inbox, call: LeafCall, timeout_s: float | None) -> None:
         try:
-            while True:
-                try:
-                    yield _portal_await(anext(frames))
-                except StopAsyncIteration:
-                    return
-        finally:
-            if _on_loop_with_portal():  # else the generator's own finaliser closes it
-                _portal_await(frames.aclose())  # type: ignore[attr-defined]
+            if self._can_yield():
+                _portal_await(inbox.arrive(timeout_s))
+            else:
+                inbox.wait(timeout_s)
+        except TimeoutError:
+            raise TimeoutError(f"no frame from component {call.component} within {timeout_s} s") from None
 
     # ---- lifecycle
 
     def cancel(self, request_id: str) -> int:
         """Cancel every call in flight of one request; the waiters get RequestCancelled. Returns how many there were."""
         with self._lock:
-            futures = list(self._inflight.get(request_id, ()))
-        return sum(future.cancel() for future in futures)
+            flights = list(self._inflight.get(request_id, ()))
+        return sum(flight.cancel() for flight in flights)
 
     def close(self) -> None:
         """Cancel what is in flight and stop the thread."""
@@ -176,7 +163,7 @@ class Bridge:
         async with until_deadline(call, timeout_s):
             return await self._transport.call(call)
 
-    async def _pump(self, call: LeafCall, put: Callable[[_Item], None]) -> None:
+    async def _pump(self, call: LeafCall, put: Callable[[Frame], None]) -> None:
         """Move frames to the waiter; it never raises, because what ends the stream has to arrive after the frames."""
         end: BaseException | None = None
         try:
@@ -189,8 +176,7 @@ class Bridge:
                     await _aclose(frames)
         except BaseException as error:  # noqa: BLE001  the waiter re-raises it, whatever it is
             end = error
-        with contextlib.suppress(RuntimeError):  # the waiter's loop is closed: nobody waits
-            put((None, end))
+        put((None, end))
 
     # ---- to the I/O loop
 
@@ -203,26 +189,37 @@ class Bridge:
         self.blocking[threading.get_ident()] += 1
         return False
 
-    def _submit(self, call: LeafCall, work: Coroutine[Any, Any, T]) -> Future[T]:
-        try:
-            loop = self._running_loop()
-        except BaseException:
-            work.close()
-            raise
-        future = asyncio.run_coroutine_threadsafe(work, loop)  # copies the caller's context variables
+    def _submit(
+        self,
+        call: LeafCall,
+        work: Callable[[], Coroutine[Any, Any, T]],
+        on_end: Callable[[], object] | None = None,
+    ) -> Flight[T]:
+        flight = Flight(self._running_loop(), work, on_end)
         request_id = call.request.request_id if call.request else ""
         if request_id:
+            flight.on_end = self._forgetting(request_id, flight, on_end)
             with self._lock:
-                self._inflight.setdefault(request_id, set()).add(future)
-            future.add_done_callback(lambda done: self._forget(request_id, done))
-        return future
+                self._inflight.setdefault(request_id, set()).add(flight)
+        flight.start()
+        return flight
 
-    def _forget(self, request_id: str, future: Future[Any]) -> None:
+    def _forgetting(
+        self, request_id: str, flight: Flight[Any], then: Callable[[], object] | None
+    ) -> Callable[[], None]:
+        def forget() -> None:
+            self._forget(request_id, flight)
+            if then is not None:
+                then()
+
+        return forget
+
+    def _forget(self, request_id: str, flight: Flight[Any]) -> None:
         with self._lock:
-            futures = self._inflight.get(request_id)
-            if futures is not None:
-                futures.discard(future)
-                if not futures:
+            flights = self._inflight.get(request_id)
+            if flights is not None:
+                flights.discard(flight)
+                if not flights:
                     del self._inflight[request_id]
 
     def _running_loop(self) -> asyncio.AbstractEventLoop:
@@ -330,21 +327,29 @@ def _run_loop(loop: asyncio.AbstractEventLoop) -> None:
         loop.close()
 
 
-@contextlib.asynccontextmanager
-async def until_deadline(call: LeafCall, timeout_s: float | None) -> AsyncIterator[None]:
+class until_deadline:
     """Ends the block at the request's deadline (DeadlinePassed) or after ``timeout_s`` (TimeoutError), whichever is first."""
-    remaining_s = call.request.remaining_s(time.monotonic()) if call.request else None
-    if remaining_s is not None and remaining_s <= 0:
-        raise _late(call)
-    by_deadline = remaining_s is not None and (timeout_s is None or remaining_s <= timeout_s)
-    limit = asyncio.timeout(remaining_s if by_deadline else timeout_s)
-    try:
-        async with limit:
-            yield
-    except TimeoutError:
-        if by_deadline and limit.expired():
-            raise _late(call) from None
-        raise
+
+    __slots__ = ("_by_deadline", "_call", "_limit")
+
+    def __init__(self, call: LeafCall, timeout_s: float | None) -> None:
+        remaining_s = call.request.remaining_s(time.monotonic()) if call.request else None
+        if remaining_s is not None and remaining_s <= 0:
+            raise _late(call)
+        self._call = call
+        self._by_deadline = remaining_s is not None and (timeout_s is None or remaining_s <= timeout_s)
+        self._limit = asyncio.timeout(remaining_s if self._by_deadline else timeout_s)
+
+    async def __aenter__(self) -> None:
+        await self._limit.__aenter__()
+
+    async def __aexit__(self, kind: Any, error: BaseException | None, traceback: Any) -> None:
+        try:
+            await self._limit.__aexit__(kind, error, traceback)
+        except TimeoutError:
+            if self._by_deadline and self._limit.expired():
+                raise _late(self._call) from None
+            raise
 
 
 async def _aclose(frames: AsyncIterator[bytes]) -> None:
@@ -367,11 +372,6 @@ def _late(call: LeafCall) -> DeadlinePassed:
 
 def _cancelled(call: LeafCall) -> RequestCancelled:
     return RequestCancelled(f"the request was cancelled while component {call.component} was working")
-
-
-def _is_cancelling() -> bool:
-    task = asyncio.current_task()
-    return task is None or task.cancelling() > 0
 
 
 def in_thread(work: Callable[[], T]) -> T:

@@ -21,7 +21,7 @@ from patchwork_adapters.errors import CodecError, ComponentUnavailable
 from patchwork_adapters.protocol import decode_request
 from patchwork_adapters.transport import LeafCall, Transport
 
-_FORMAT = "patchwork-record-1"
+_FORMAT = "patchwork-record-2"
 
 
 def content_key(call: LeafCall) -> bytes:

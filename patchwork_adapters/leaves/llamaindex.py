@@ -53,6 +53,7 @@ def _announced(name: str, original: Any, override: Callable[..., Any]) -> Callab
     from llama_index.core.instrumentation import get_dispatcher
 
     override.__dict__.pop(_SPANNED, None)  # copied from the original; with it the decorator adds nothing
+    override.__dict__["__signature__"] = inspect.signature(original)  # else the decorator works it out at each call
     spanned: Callable[..., Any] = get_dispatcher(original.__module__).span(override)
     return spanned
 

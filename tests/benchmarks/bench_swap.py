@@ -3,11 +3,13 @@
     python tests/benchmarks/bench_swap.py -o docs/benchmarks/swap.json
 
 ``call_us``: medians of both, taken in turns, and their difference: what encoding, the way to the I/O loop and back, and decoding add.
-The transport answers at once with bytes made before. ``async``: awaited on a loop; ``thread``: called synchronously in a thread without
-a loop; ``portal``: called synchronously on a loop whose tasks have portals. The work of the original is nothing but its answer.
+The transport answers at once with bytes made before. Each call is part of a request with a deadline, and its call-site is followed.
+``async``: awaited on a loop; ``thread``: called synchronously in a thread without a loop; ``portal``: called synchronously on a loop whose
+tasks have portals. The originals do nothing but answer (``swap_leaves``), but for the exported store, whose search is the framework's own.
 ``load_average`` above the number of cores says that others used the machine: medians are then higher than the swap alone makes them.
-``over_p10`` compares the tenth percentiles: calls that nobody disturbed. ``shapes_s``: seconds of processor time for finding the leaves
-of a chain and swapping them, classes generated anew, for each shape of tests/kit/shapes.
+``over_p10`` compares the tenth percentiles: calls that nobody disturbed. ``codec_us``: there and back. ``site_us``: what finding a call's
+place takes in chains that run. ``shapes_s``: seconds of processor time for finding the leaves of a chain and swapping them, classes
+generated anew, for each shape of tests/kit/shapes.
 """
 
 from __future__ import annotations
@@ -27,78 +29,68 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from langchain_core.documents import Document
-from langchain_core.embeddings import Embeddings
-from langchain_core.language_models.chat_models import BaseChatModel
-from langchain_core.messages import AIMessage, HumanMessage
-from langchain_core.outputs import ChatGeneration, ChatResult
-
-from patchwork_adapters import codec
+from benchmarks.swap_leaves import ANSWER, CASES, FOUND, VECTOR
+from kit.twins import Twins, leaf_of
+from patchwork_adapters import binding, codec, sites
 from patchwork_adapters import swap as swapping
 from patchwork_adapters.binding import Assignment
 from patchwork_adapters.bridge import Bridge, install_portal
 from patchwork_adapters.checking.sides import placement_of
+from patchwork_adapters.checking.twin import Collections
+from patchwork_adapters.context import RequestContext, request_context
+from patchwork_adapters.own import OwnLeafRunner
 from patchwork_adapters.placement import place
+from patchwork_adapters.stores import export
 from patchwork_adapters.target import load_target, parse_target
 from patchwork_adapters.transport import LeafCall
-from patchwork_adapters.walk import Leaf, find_leaves, spec_for
+from patchwork_adapters.walk import find_leaves
 
 HERE = Path(__file__).parents[1]
-VECTOR = [i / 384 for i in range(384)]
-ANSWER = ChatResult(generations=[ChatGeneration(message=AIMessage("a short answer", id="1"))])
-ASKED = [HumanMessage(f"{'a passage of the corpus ' * 20} and a question")]
 ROUNDS, CALLS = 30, 40  #: in turns, so that both sides see the same machine
 
 
-class Vectors(Embeddings):
-    def embed_documents(self, texts: list[str]) -> list[list[float]]:
-        return [VECTOR for _ in texts]
+class Ready:
+    """Answers with what the leaf would have returned, encoded before: each call is carried out once, by an object of the same content."""
 
-    def embed_query(self, text: str) -> list[float]:
-        return VECTOR
-
-    async def aembed_query(self, text: str) -> list[float]:
-        return VECTOR
-
-
-class Chat(BaseChatModel):
-    temperature: float = 0.0
-
-    @property
-    def _llm_type(self) -> str:
-        return "bench"
-
-    def _generate(self, messages: Any, stop: Any = None, run_manager: Any = None, **kwargs: Any) -> ChatResult:
-        return ANSWER
-
-    async def _agenerate(self, messages: Any, stop: Any = None, run_manager: Any = None, **kwargs: Any) -> ChatResult:
-        return ANSWER
-
-
-class Immediate:
-    """Answers with what the method would have returned, encoded before."""
-
-    def __init__(self) -> None:
-        self._replies = {
-            "embed_query": codec.encode_outcome(VECTOR), "aembed_query": codec.encode_outcome(VECTOR),
-            "_generate": codec.encode_outcome(ANSWER), "_agenerate": codec.encode_outcome(ANSWER),
-        }  # fmt: skip
+    def __init__(self, twins: Twins) -> None:
+        self._twins = twins
+        self._known: dict[str, list[bytes]] = {}
 
     async def call(self, call: LeafCall) -> bytes:
-        return self._replies[call.method]
+        known = self._known.get(call.method)
+        if known is None:
+            known = self._known[call.method] = [await self._twins.call(call)]
+        return known[0]
 
     async def stream(self, call: LeafCall) -> AsyncIterator[bytes]:
-        yield self._replies[call.method]
+        known = self._known.get(call.method)
+        if known is None:
+            known = self._known[call.method] = [frame async for frame in self._twins.stream(call)]
+        for frame in known:
+            yield frame
 
 
 @contextmanager
-def moved(obj: Any) -> Iterator[Any]:
-    spec = spec_for(type(obj))
-    assert spec is not None
-    with Bridge(Immediate()) as bridge:
-        made = swapping.swap([Leaf("leaf", obj, spec.kind, spec)], {"leaf": Assignment("own", "own")}, bridge)
-        yield obj
-        made.undo()
+def moved(make: Callable[[], Any]) -> Iterator[Any]:
+    """A swapped leaf, called as part of a request with a deadline, its call-sites known as in a deployed orchestrator."""
+    obj = make()
+    leaf, twins = leaf_of(obj), Twins()
+    if leaf.spec.export is not None:
+        twins.stores["store"] = Collections({"store": export(leaf.spec, obj)})
+        assignment = Assignment("store", "engine", collection="store")
+    else:
+        twins.runners["own"] = OwnLeafRunner(make())
+        assignment = Assignment("own", "own")
+    undo = sites.install(find_leaves(obj, sys.modules[__name__]))
+    with Bridge(Ready(twins)) as bridge:
+        made = swapping.swap([leaf], {"leaf": assignment}, bridge)
+        assert made.skipped == []
+        try:
+            with request_context(RequestContext("request", "run", time.monotonic() + 3600)):
+                yield obj
+        finally:
+            made.undo()
+            undo()
 
 
 def timed(call: Callable[[], Any]) -> list[float]:
@@ -155,32 +147,64 @@ def by_portal(plain: Callable[[], Any], away: Callable[[], Any]) -> dict[str, fl
     return asyncio.run(main())
 
 
-def calls() -> dict[str, dict[str, float]]:
-    with moved(Vectors()) as vectors, moved(Chat()) as chat:
-        plain, model = Vectors(), Chat()
-        return {
-            "embed_query, 384 numbers, thread": in_thread(
-                lambda: plain.embed_query("a question"), lambda: vectors.embed_query("a question")
-            ),
-            "aembed_query, 384 numbers, async": on_loop(
-                lambda: plain.aembed_query("a question"), lambda: vectors.aembed_query("a question")
-            ),
-            "embed_query, 384 numbers, portal": by_portal(
-                lambda: plain.embed_query("a question"), lambda: vectors.embed_query("a question")
-            ),
-            "chat _generate, thread": in_thread(lambda: model._generate(ASKED), lambda: chat._generate(ASKED)),
-            "chat _agenerate, async": on_loop(lambda: model._agenerate(ASKED), lambda: chat._agenerate(ASKED)),
-            "chat _generate, portal": by_portal(lambda: model._generate(ASKED), lambda: chat._generate(ASKED)),
-        }
+def calls(only: str) -> dict[str, dict[str, float]]:
+    found = {}
+    for case in CASES:
+        if only not in case.name:
+            continue
+        with moved(case.make) as away:
+            plain = case.make()
+            ways: dict[str, Callable[[], dict[str, float]]] = {
+                "thread": lambda c=case.call, p=plain, a=away: in_thread(lambda: c(p), lambda: c(a)),  # type: ignore[misc]
+                "portal": lambda c=case.call, p=plain, a=away: by_portal(lambda: c(p), lambda: c(a)),  # type: ignore[misc]
+            }
+            if case.acall is not None:
+                ways["async"] = lambda c=case.acall, p=plain, a=away: on_loop(lambda: c(p), lambda: c(a))  # type: ignore[misc]
+            for way, measure in ways.items():
+                found[f"{case.name}, {way}"] = measure()
+    return found
 
 
 def encodings() -> dict[str, float]:
     """Seconds of processor time of the codec alone, there and back, in microseconds."""
-    documents = [Document(page_content="a passage " * 40, id=str(i), metadata={"n": i, "s": "x"}) for i in range(10)]
     found = {}
-    for name, value in (("a vector", VECTOR), ("a chat result", ANSWER), ("ten documents", documents)):
+    for name, value in (("a vector", VECTOR), ("a chat result", ANSWER), ("four documents", FOUND)):
         taken = [timed(lambda value=value: codec.decode(codec.encode(value))) for _ in range(10)]  # type: ignore[misc]
         found[name] = round(statistics.median(t for part in taken for t in part) * 1e6, 1)
+    return found
+
+
+def places() -> dict[str, dict[str, float]]:
+    """Microseconds that a leaf call spends on finding its call-site, in chains that run: median and ninth decile."""
+    from unit.adapters.test_sites import swapped
+
+    asked = {
+        "LCEL": ("lcel.py:compressed", "why apples?"), "LangGraph": ("graphs.py:crag_graph", {"question": "why apples?"}),
+        "LlamaIndex": ("engines.py:reranked", "why apples?"),
+    }  # fmt: skip
+    found = {}
+    site_of, taken = binding.site_of, list[float]()
+
+    def timed_site_of(*args: Any) -> str:
+        before = time.perf_counter()
+        site = site_of(*args)
+        taken.append(time.perf_counter() - before)
+        return site
+
+    binding.site_of = timed_site_of
+    try:
+        for name, (shape, question) in asked.items():
+            taken.clear()
+            with swapped(shape) as (chain, _):
+                for _ in range(ROUNDS):
+                    (getattr(chain, "invoke", None) or chain.query)(question)
+                    asyncio.run((getattr(chain, "ainvoke", None) or chain.aquery)(question))
+            found[name] = {
+                "p50": round(statistics.median(taken) * 1e6, 1),
+                "p90": round(statistics.quantiles(taken, n=10)[-1] * 1e6, 1),
+            }
+    finally:
+        binding.site_of = site_of
     return found
 
 
@@ -188,7 +212,7 @@ def shapes() -> dict[str, float]:
     from unit.adapters.test_shapes import LANGCHAIN, LLAMAINDEX
 
     found = {}
-    with Bridge(Immediate()) as bridge:
+    with Bridge(Ready(Twins())) as bridge:
         for shape in (*LANGCHAIN, *LLAMAINDEX):
             loaded = load_target(parse_target(str(HERE / "kit" / "shapes" / shape)))
             swapping._generated.clear()
@@ -204,6 +228,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("-o", "--output", type=Path)
     parser.add_argument("--no-shapes", action="store_true")
+    parser.add_argument("--only", default="", help="leaves with this in their name")
     options = parser.parse_args()
     result: dict[str, Any] = {
         "environment": {
@@ -211,8 +236,9 @@ def main() -> None:
             "machine": platform.machine(),
             "load_average": round(os.getloadavg()[0], 1),
         },
-        "call_us": calls(),
+        "call_us": calls(options.only),
         "codec_us": encodings(),
+        "site_us": places(),
     }
     if not options.no_shapes:
         seconds = shapes()

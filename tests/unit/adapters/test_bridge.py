@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import threading
 import time
+import weakref
 from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import Future
 
@@ -229,3 +231,77 @@ def test_a_bridge_that_was_never_used_closes_without_a_thread(echo: Echo) -> Non
 def test_a_test_leaves_waiting_for_futures_as_it_was() -> None:
     """Those above have installed portals; ``waiting_as_before`` of conftest has taken the change back."""
     assert not hasattr(Future.result, "__wrapped__")
+
+
+class Stuck(Echo):
+    """Holds its whole loop, not only the call."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.go_on = threading.Event()
+
+    async def call(self, call: LeafCall) -> bytes:
+        self.entered.set()
+        self.go_on.wait(10)
+        return b""
+
+
+async def test_a_stream_that_is_cancelled_before_it_began_ends_for_its_reader() -> None:
+    stuck, request = Stuck(), RequestContext("r8", "run")
+    with Bridge(stuck) as bridge:
+        holding = asyncio.create_task(asyncio.to_thread(bridge.call, call()))
+        await asyncio.to_thread(stuck.entered.wait, 10)
+        reading = [
+            asyncio.create_task(asyncio.to_thread(lambda: list(bridge.stream(call(request=request))))),
+            asyncio.create_task(_read(bridge.astream(call(request=request)))),
+            asyncio.create_task(bridge.acall(call(request=request))),
+        ]
+        while len(bridge._inflight.get("r8", ())) < 3:
+            await asyncio.sleep(0.001)
+        assert bridge.cancel("r8") == 3
+        try:
+            outcomes = await asyncio.wait_for(asyncio.gather(*reading, return_exceptions=True), 5)
+        finally:
+            stuck.go_on.set()
+            await holding
+        assert [type(outcome) for outcome in outcomes] == [RequestCancelled] * 3
+
+
+async def _read(frames: AsyncIterator[bytes]) -> list[bytes]:
+    return [frame async for frame in frames]
+
+
+def test_a_stream_may_be_read_on_elsewhere_than_where_it_began(bridge: Bridge) -> None:
+    """LlamaIndex reads an answer's stream in a thread of its own."""
+
+    async def begin() -> list[bytes]:
+        frames = bridge.stream(call())
+        return [next(frames), *await asyncio.to_thread(list, frames)]
+
+    async def main() -> list[bytes]:
+        install_portal(asyncio.get_running_loop())
+        return await asyncio.create_task(begin())
+
+    assert asyncio.run(main()) == [b"a", b"b", b"c"]
+
+
+def test_an_error_leaves_no_cycle_behind(bridge: Bridge) -> None:
+    """The traceback of what a call raised holds its frames, and those the call's payload and the user's objects."""
+
+    def failed() -> weakref.ref[BaseException]:
+        try:
+            bridge.call(call(method="fail"))
+        except ComponentUnavailable as error:
+            return weakref.ref(error)
+        raise AssertionError
+
+    gc.collect()
+    gc.disable()
+    try:
+        gone = failed()
+        until = time.monotonic() + 5
+        while gone() is not None and time.monotonic() < until:  # the I/O thread lets go of its own frames
+            time.sleep(0.001)
+        assert gone() is None
+    finally:
+        gc.enable()

@@ -10,6 +10,7 @@ from uuid import UUID
 from zoneinfo import ZoneInfo
 
 import httpx
+import msgpack
 import numpy as np
 import openai
 import pytest
@@ -18,10 +19,14 @@ from hypothesis import strategies as st
 from langchain_core.documents import Document
 from langchain_core.messages import AIMessage, AIMessageChunk, HumanMessage, ToolMessage
 from langchain_core.outputs import ChatGeneration, ChatResult
+from llama_index.core.schema import TextNode
+from llama_index.core.vector_stores.types import VectorStoreQuery, VectorStoreQueryMode, VectorStoreQueryResult
 from pydantic import Field
 
+from patchwork_adapters.aliasing import Ref
 from patchwork_adapters.codec import decode, decode_outcome, encode, encode_outcome
 from patchwork_adapters.errors import CodecError, DeadlinePassed
+from patchwork_adapters.exact import difference
 
 scalars = (
     st.none()
@@ -256,3 +261,37 @@ def test_an_error_from_outside_names_no_function_to_call() -> None:
     foreign = [[["subprocess", "CalledProcessError"]], [1, "x"], {}, []]
     with pytest.raises(CodecError):
         decode_outcome(kind + encode(foreign), allow_pickle=False)
+
+
+def test_what_frameworks_hand_out_needs_no_pickle() -> None:
+    """Texts with methods of their own and dataclasses: they would cost a pickle in each answer, and telemetry could not read them."""
+    answer = ChatGeneration(message=AIMessage("hi"))
+    assert type(answer.text) is not str
+    found = VectorStoreQueryResult([TextNode(id_="a", text="x", embedding=[0.5])], [0.25], ["a"])
+    asked = VectorStoreQuery(query_embedding=[0.5], mode=VectorStoreQueryMode.HYBRID)
+    for value in (answer, answer.text, found, asked):
+        back = decode(encode(value, allow_pickle=False), allow_pickle=False)
+        assert difference(value, back) is None
+
+
+@pytest.mark.parametrize(("code", "module", "name"), [
+    (32, "llama_index.core.schema", "TextNode"),  # a model, no dataclass
+    (32, "dataclasses", "Field"),
+    (33, "llama_index.core.schema", "TextNode"),  # no text
+    (33, "langchain_core.messages.base", "BaseMessage"),
+])  # fmt: skip
+def test_a_name_from_outside_is_that_of_the_kind_of_class_that_it_is_said_to_be(
+    code: int, module: str, name: str
+) -> None:
+    forged = msgpack.packb(msgpack.ExtType(code, msgpack.packb([module, name, {}])))
+    with pytest.raises(CodecError):
+        decode(forged, allow_pickle=False)
+
+
+def test_our_own_marks_are_not_taken_from_outside() -> None:
+    marked = encode([Ref(3)])
+    assert decode(marked) == [Ref(3)]
+    with pytest.raises(CodecError):
+        decode(marked, allow_pickle=False)
+    with pytest.raises(CodecError):
+        encode([Ref(3)], allow_pickle=False)
