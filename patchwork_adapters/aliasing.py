@@ -74,7 +74,7 @@ class Arguments:
         return self._each(outcome.result, self._resolve)
 
     def _collect(self, value: Any) -> None:
-        kind = type(value)
+        kind: type = type(value)
         if kind in _ATOMS:
             return
         if isinstance(value, tuple):
@@ -125,7 +125,8 @@ class Arguments:
 
 
 def _fields(value: Any) -> dict[str, Any] | None:
-    fields: dict[str, Any] | None = value.__dict__ if _carries_data(type(value)) else None
+    kind: type = type(value)
+    fields: dict[str, Any] | None = value.__dict__ if _carries_data(kind) else None
     return fields
 
 
