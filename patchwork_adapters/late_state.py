@@ -49,14 +49,14 @@ def changes(was: Mapping[str, Any], now: Any) -> dict[str, Any]:
     return {
         name: value
         for name, value in state_of(now).items()
-        if not _is_same(was.get(name), value) and _is_data(value) and _travels(type(now), name, value)
+        if not _is_same(was.get(name), value) and is_data(value) and _travels(type(now), name, value)
     }
 
 
 def keep_loaded(template: Any, used: Any) -> None:
     """What ``used`` loaded when it was first needed, ``template`` has from now on."""
     was = state_of(template)
-    loaded = {name: value for name, value in state_of(used).items() if was.get(name) is None and not _is_data(value)}
+    loaded = {name: value for name, value in state_of(used).items() if was.get(name) is None and not is_data(value)}
     set_state(template, loaded)
 
 
@@ -118,15 +118,16 @@ def _is_record(value: Any) -> bool:
     return (has_fields or is_user_module(cls.__module__)) and hasattr(value, "__dict__")
 
 
-def _is_data(value: Any, seen: frozenset[int] = frozenset()) -> bool:
+def is_data(value: Any, seen: frozenset[int] = frozenset()) -> bool:
+    """Made of nothing but what can be copied and compared."""
     if isinstance(value, _ATOMS) or id(value) in seen:
         return True
     seen = seen | {id(value)}
     if isinstance(value, list | tuple | deque | set | frozenset):
-        return all(_is_data(item, seen) for item in value)
+        return all(is_data(item, seen) for item in value)
     if isinstance(value, dict):
-        return all(_is_data(item, seen) for item in value.values())
-    return (_is_record(value) and all(_is_data(item, seen) for item in state_of(value).values())) or _is_plain(value)
+        return all(is_data(item, seen) for item in value.values())
+    return (_is_record(value) and all(is_data(item, seen) for item in state_of(value).values())) or _is_plain(value)
 
 
 def _is_plain(value: Any) -> bool:

@@ -61,6 +61,9 @@ class ImportRecord:
     def put(self, call: LeafCall, frames: list[bytes]) -> None:
         self._frames[content_key(call)] = frames
 
+    def remove(self, call: LeafCall) -> None:
+        self._frames.pop(content_key(call), None)
+
     def to_bytes(self) -> bytes:
         packed: bytes = msgpack.packb([_FORMAT, self._frames])
         return packed

@@ -23,6 +23,7 @@ from patchwork_adapters.checking.cases import parse_cases
 from patchwork_adapters.connection import deployed_here
 from patchwork_adapters.errors import AdapterError
 from patchwork_adapters.graph import Component, ComponentGraph
+from patchwork_adapters.import_calls import ImportCalls
 from patchwork_adapters.openai_cut import OpenAICut
 from patchwork_adapters.record import ImportRecord, RecordingTransport
 from patchwork_adapters.recorder import static_graph
@@ -107,7 +108,8 @@ def _take_apart(request: BuildRequest, config: Config, paths: Paths, target: Tar
                 name, config.models, paths
             )  # while importing, a model that is not found would be taken for a hosted one
         with step(progress, "import", f"importing {Path(request.target.split(':')[0]).name}"):
-            loaded = load_target(target)
+            with ImportCalls(record, is_recording=True).watching():
+                loaded = load_target(target)
             walk = find_leaves(loaded.chain, loaded.module, loaded.root)
             assigned = assign(walk.leaves, config, router.find)
             progress.update("import", note=f"{len(walk.leaves)} leaves")

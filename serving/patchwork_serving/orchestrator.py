@@ -43,7 +43,7 @@ class Orchestrator:
         enter_module_dir(self._bundle.release.module_dir)
         record = ImportRecord.from_bytes(self._bundle.record)
         self._bridge = Bridge(ReplayTransport(record, self._transport))
-        self._apart = take_apart(self._bundle.release, self._bridge, observer=self._observer)
+        self._apart = take_apart(self._bundle.release, self._bridge, record, observer=self._observer)
         self._chain = chain_of(self._apart.loaded.chain, self._apart.loaded.framework)
         self._schemas = self._chain.schemas()
         self._loop = ChainLoop()

@@ -13,8 +13,10 @@ from patchwork_adapters.bridge import Bridge
 from patchwork_adapters.connection import deployed_here
 from patchwork_adapters.errors import AdapterError
 from patchwork_adapters.external import ExternalCalls
+from patchwork_adapters.import_calls import ImportCalls
 from patchwork_adapters.leaves.spec import install_construct_hooks
 from patchwork_adapters.openai_cut import OpenAICut
+from patchwork_adapters.record import ImportRecord
 from patchwork_adapters.swap import Swap, swap
 from patchwork_adapters.target import LoadedTarget, Target, load_target, parse_target
 from patchwork_adapters.walk import Walk, find_leaves
@@ -40,7 +42,12 @@ class TakenApart:
 
 
 def take_apart(
-    release: Release, bridge: Bridge, *, keep: frozenset[str] = frozenset(), observer: CallObserver | None = None
+    release: Release,
+    bridge: Bridge,
+    record: ImportRecord,
+    *,
+    keep: frozenset[str] = frozenset(),
+    observer: CallObserver | None = None,
 ) -> TakenApart:
     """Import the module with its leaf calls answered from the record, find the leaves and swap them, all but those in ``keep``.
 
@@ -56,7 +63,8 @@ def take_apart(
     if engines - keep:
         undo.append(install_construct_hooks())
     try:
-        loaded = load_target(_here(release))
+        with ImportCalls(record, is_recording=False).watching():
+            loaded = load_target(_here(release))
         walk = find_leaves(loaded.chain, loaded.module, loaded.root)
         if not engines - keep and any(leaf.late is not None for leaf in walk.leaves):
             undo.append(

@@ -49,7 +49,7 @@ class OwnEngine:
         transport = RayTransport(serve_handles(name), scheduling=Scheduling(replicas_of=serve_replicas(name)))
         self._bridge = Bridge(ReplayTransport(record, transport))
         mine = frozenset(self._spec.leaves)
-        self._apart = take_apart(self._bundle.release, self._bridge, keep=mine)
+        self._apart = take_apart(self._bundle.release, self._bridge, record, keep=mine)
         self._runners = {path: runner_of(self._apart.walk.leaf(path)) for path in mine}
 
     async def generate(self, call: EngineCall) -> AsyncIterator[bytes]:

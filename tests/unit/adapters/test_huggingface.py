@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,9 +13,12 @@ import pytest
 
 from patchwork_adapters.binding import Assignment
 from patchwork_adapters.bridge import Bridge
+from patchwork_adapters.import_calls import ImportCalls
 from patchwork_adapters.leaves.deferred import Deferred
 from patchwork_adapters.leaves.spec import install_construct_hooks
+from patchwork_adapters.record import ImportRecord
 from patchwork_adapters.swap import swap
+from patchwork_adapters.target import load_target, parse_target
 from patchwork_adapters.walk import find_leaves
 
 from .huggingface_models import LibraryCluster, write_causal_lm, write_cross_encoder
@@ -191,6 +195,51 @@ def test_constructors_load_no_weights_until_something_real_is_asked_for(
     assert isinstance(plain, Deferred)
     assert plain.deferred_real is None
     assert plain.tokenizer.eos_token == "<|end|>"
+
+
+def test_what_was_embedded_at_import_is_had_without_the_weights(sentences_folder: str, tmp_path: Path) -> None:
+    """Two embedders of one model, and a process that imports the module after the builder did."""
+    path = tmp_path / "hf_at_import.py"
+    path.write_text(
+        "from langchain_core.runnables import RunnableLambda\n"
+        "from langchain_core.vectorstores import InMemoryVectorStore\n"
+        "from langchain_huggingface import HuggingFaceEmbeddings\n"
+        f"both = [HuggingFaceEmbeddings(model_name={sentences_folder!r}) for _ in range(2)]\n"
+        f"stores = [InMemoryVectorStore.from_texts({TEXTS!r}, one, ids=['a', 'b']) for one in both]\n"
+        "chain = RunnableLambda(len)\n"
+    )
+    record, modules = ImportRecord(), []
+    for is_recording in (True, False):
+        undo = install_construct_hooks() if not is_recording else lambda: None
+        calls = ImportCalls(record, is_recording=is_recording)
+        with calls.watching():
+            modules.append(load_target(parse_target(f"{path}:chain")).module)
+        undo()
+        del sys.modules["hf_at_import"]
+    first, second = modules
+    assert [s.store for s in second.stores] == [s.store for s in first.stores]
+    assert calls.num_asked == 0
+    assert [embeddings._client.deferred_real for embeddings in second.both] == [None, None]
+
+
+@pytest.mark.usefixtures("hooks")
+def test_embeddings_that_are_constructed_on_each_call_load_no_weights(sentences_folder: str) -> None:
+    from langchain_core.runnables import RunnableLambda
+    from langchain_huggingface import HuggingFaceEmbeddings
+
+    made: list[Any] = []
+
+    def embed(text: str) -> list[float]:
+        made.append(HuggingFaceEmbeddings(model_name=sentences_folder))
+        vector: list[float] = made[-1].embed_query(text)
+        return vector
+
+    expected = embed(TEXTS[0])
+    with swapped(RunnableLambda(embed), sentences_folder) as cluster:
+        del made[:]
+        assert embed(TEXTS[0]) == expected
+    assert len(cluster.calls) == 1
+    assert made[0]._client.deferred_real is None
 
 
 def test_undoing_the_hooks_gives_the_constructors_back(sentences_folder: str) -> None:
