@@ -27,7 +27,7 @@ def difference(sent: Any, arrived: Any) -> str | None:
         path, before, after = waiting.popleft()
         if before is after or id(before) in met:
             continue
-        if _class_of(before) is not _class_of(after):
+        if user_class(type(before)) is not user_class(type(after)):
             return f"{path or 'the value'}: {_name(before)} became {_name(after)}"
         if isinstance(before, _NUMBERS):
             if before != after and not (_is_nan(before) and _is_nan(after)):
@@ -41,9 +41,8 @@ def difference(sent: Any, arrived: Any) -> str | None:
     return None
 
 
-def _class_of(value: Any) -> type:
-    """A swapped leaf travels as an object of the user's class."""
-    cls = type(value)
+def user_class(cls: type) -> type:
+    """The user's own class below those that swaps have generated: a swapped leaf travels as an object of it."""
     while "__patchwork_slot__" in vars(cls):
         cls = cls.__bases__[0]
     return cls

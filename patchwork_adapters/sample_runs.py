@@ -18,6 +18,7 @@ from patchwork_adapters.checking.cases import Case
 from patchwork_adapters.checking.modes import config_of, fitted, steps_of, text_of, workflow_arguments
 from patchwork_adapters.context import RequestContext, request_context
 from patchwork_adapters.errors import AdapterError, RequestStopped
+from patchwork_adapters.exact import user_class
 from patchwork_adapters.graph import ComponentGraph
 from patchwork_adapters.learning import learnt
 from patchwork_adapters.placement import Placed
@@ -51,7 +52,7 @@ def sample_graph(
 ) -> Sampled:
     """Run ``cases`` through the chain's asynchronous entry point and learn from them; must not be called on an event loop.
 
-    The chain's leaves are the user's own objects, or go to engines through a cut that is installed already. Raises SamplesFailed when
+    The chain's leaves are the user's own objects, or swapped or cut already, so that components answer. Raises SamplesFailed when
     every case raised.
     """
     probes = Probes()
@@ -86,7 +87,7 @@ class _Ran:
 def _probed(leaf: Leaf, placed: Placed) -> tuple[str, ...]:
     assignment = placed.assignments[leaf.path]
     if assignment.way in ("protocol", "external"):
-        return tuple(leaf.spec.cut(type(leaf.obj)))
+        return tuple(leaf.spec.cut(user_class(type(leaf.obj))))
     names = methods_of(leaf, assignment)
     if leaf.spec.export is not None:  # an exported store gets vectors: the question is embedded before
         return tuple(name for name in names if "by_vector" in name or "by_ids" in name or name in ("query", "aquery"))

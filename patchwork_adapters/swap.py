@@ -20,6 +20,7 @@ from typing import Any
 from patchwork_adapters.binding import ACTIVE, Assignment, Binding, Bound, Slot
 from patchwork_adapters.bridge import Bridge
 from patchwork_adapters.constructions import Arguments
+from patchwork_adapters.exact import user_class
 from patchwork_adapters.external import ExternalCalls
 from patchwork_adapters.graph import Opaque
 from patchwork_adapters.late import watch_constructions
@@ -238,7 +239,7 @@ def _overrides(cls: type, spec: LeafSpec, assignment: Assignment) -> Mapping[str
 
 def methods_of(leaf: Leaf, assignment: Assignment) -> tuple[str, ...]:
     """Names of the methods that a swap of the leaf replaces."""
-    return tuple(_overrides(type(leaf.obj), leaf.spec, assignment))
+    return tuple(_overrides(user_class(type(leaf.obj)), leaf.spec, assignment))
 
 
 def _generate(cls: type, slot: Slot, spec: LeafSpec, overrides: Mapping[str, Override]) -> type:

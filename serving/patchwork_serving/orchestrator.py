@@ -54,6 +54,12 @@ class Orchestrator:
             if part is not None:
                 part.close()
 
+    @property
+    def taken_apart(self) -> TakenApart:
+        """The chain, for those that run it by themselves."""
+        assert self._apart is not None, "start() comes first"
+        return self._apart
+
     # -- ChainRunner -------------------------------------------------------------------------------------------------
 
     def release_info(self) -> dict[str, Any]:

@@ -12,16 +12,17 @@ import os
 import pickle
 import sys
 import threading
-import time
 import traceback
-import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from patchwork_adapters.context import RequestContext, request_context
+from patchwork_adapters.checking.cases import case_of
 from patchwork_adapters.errors import AdapterError
+from patchwork_adapters.placement import Placed
+from patchwork_adapters.sample_runs import sample_graph
+from patchwork_adapters.sampling import Sampled, SampledRequest
 from patchwork_adapters.transport import LeafCall
 from patchwork_scheduler.errors import SchedulerError
 from patchwork_scheduler.profile_model import ComponentProfile, Measured, Profile
@@ -34,8 +35,9 @@ from patchwork_serving.profiling import Search, Sweep
 from patchwork_serving.progress import JsonProgress, ProgressSink, step
 from patchwork_serving.release import ComponentSpec
 from patchwork_serving.sample_payloads import made_up
-from patchwork_serving.sampling_calls import Calls, Usage, branches, glue_s, usage
+from patchwork_serving.sampling_calls import Calls, Usage, branches, usage
 from patchwork_serving.serve_control import Cluster
+from patchwork_serving.taken_apart import TakenApart, assignments_of
 from patchwork_serving.transport import RayTransport, serve_handles
 
 CALLS_KEPT = 64  #: of each component, to measure with
@@ -56,61 +58,59 @@ async def profile(task: Task, progress: ProgressSink) -> Profile:
     """Samples, then one component after the other: two at once would share the machine."""
     name = task.bundle.release.name
     handle_of = serve_handles(name)
-    calls = Calls(RayTransport(handle_of))
-    orchestrator = Orchestrator(task.bundle, calls, calls)
+    calls = Calls(RayTransport(handle_of), CALLS_KEPT)
+    orchestrator = Orchestrator(task.bundle, calls)
     try:
         with step(progress, "import", "importing the chain"):
             await asyncio.to_thread(orchestrator.start)
-        spans = await _samples(orchestrator, task.inputs, progress)
+        sampled = await asyncio.to_thread(_samples, orchestrator.taken_apart, task, progress)
         ready = {spec.id: await handle_of(spec.id).born.remote() for spec in _placed(task.bundle)}
     finally:
         await asyncio.to_thread(orchestrator.close)
-    used = usage(calls.seen, list(spans))
+    used = usage(sampled.requests)
     components = []
     for spec in task.bundle.release.components:
-        mine = [seen.call for seen in calls.seen if seen.component == spec.id][:CALLS_KEPT]
         components.append(
-            await _component(spec, mine, used.get(spec.id), handle_of, ready.get(spec.id), task, progress)
+            await _component(
+                spec, calls.of.get(spec.id, []), used.get(spec.id), handle_of, ready.get(spec.id), task, progress
+            )
         )
     return Profile(
         task.bundle.release.target,
         tuple(components),
-        branches(calls.seen, list(spans)),
-        round(glue_s(calls.seen, spans), 6),
+        branches(sampled.requests),
+        round(max(0.0, sampled.graph.glue_s or 0.0), 6),
     )
 
 
-async def _samples(
-    orchestrator: Orchestrator, inputs: Sequence[Any], progress: ProgressSink
-) -> dict[str, tuple[float, float]]:
-    """When each request began and ended, by its id. One after the other: a request alone is what visits and glue are of."""
-    spans = {}
-    with step(progress, "samples", f"running {len(inputs)} sample inputs"):
-        for number, value in enumerate(inputs):
-            progress.update("samples", number, len(inputs))
-            request = uuid.uuid4().hex
-            began = time.monotonic()
-            with request_context(RequestContext(request, request)):
-                try:
-                    await orchestrator.invoke(value, None, {})
-                except Exception as error:
-                    what = f"--inputs: input {number + 1}: the chain raised {type(error).__name__}"
-                    raise UsageError(f"{what}; correct it (--input-key takes one field) or the chain") from error
-            spans[request] = (began, time.monotonic())
-        progress.update("samples", len(inputs), len(inputs))
-    return spans
+def _samples(apart: TakenApart, task: Task, progress: ProgressSink) -> Sampled:
+    """One request after the other: a request alone is what visits and glue are of."""
+    release = task.bundle.release
+    cases = [case_of(value, f"--inputs: input {number}") for number, value in enumerate(task.inputs, 1)]
+
+    def tell(done: int, request: SampledRequest) -> None:
+        if request.error is not None:
+            what = f"--inputs: input {done}: the chain raised {request.error}"
+            raise UsageError(f"{what}; correct it (--input-key takes one field) or the chain")
+        progress.update("samples", done, len(cases))
+
+    with step(progress, "samples", f"running {len(cases)} sample inputs"):
+        placed = Placed(release.graph.components, assignments_of(release), release.graph.opaque)
+        return sample_graph(apart.loaded, apart.walk, placed, release.graph, cases, on_progress=tell)
 
 
 async def _component(
     spec: ComponentSpec, calls: list[LeafCall], used: Usage | None, handle_of: Any, cold_s: float | None, task: Task, progress: ProgressSink
 ) -> ComponentProfile:  # fmt: skip
-    visits, serial = (used.visits, used.serial_visits) if used else (0.0, 0.0)
+    used = used or Usage(0.0, 0.0, 0.0)
+    of_samples: dict[str, Any] = {
+        "visits": used.visits, "serial_visits": used.serial_visits, "call_sites": used.call_sites, **used.tokens(),
+    }  # fmt: skip
     if spec.way == "external":
-        seconds = used.seconds if used else 0.0
-        return ComponentProfile(spec.id, visits, (), spec.kind, serial, external=True, external_s=seconds)
+        return ComponentProfile(spec.id, kind=spec.kind, external=True, external_s=used.seconds, **of_samples)
     known = next((c for c in task.known if c.id == spec.id), None)
     if known is not None:
-        return replace(known, visits=visits, serial_visits=serial)
+        return replace(known, **of_samples)
     if not calls and (made := made_up(spec, task.bundle.release.collections)) is not None:
         calls = [made]
     if not calls:
@@ -119,7 +119,7 @@ async def _component(
             "add an input that reaches it, or take it from a stored profile (--reuse)"
         )
     measured, tokens = await _measured(spec, calls, handle_of, cold_s or 0.0, task.search, progress)
-    return ComponentProfile(spec.id, visits, (measured,), spec.kind, serial, tokens)
+    return ComponentProfile(spec.id, measured=(measured,), kind=spec.kind, tokens=tokens, **of_samples)
 
 
 async def _measured(

@@ -1,69 +1,43 @@
-"""The leaf calls of sample requests, as the transport sees them: how often each component is called, after which, and with what.
+"""How sample requests use a chain's components, and the calls themselves, to measure with.
 
-Pure but for the transport that writes them down.
+Who called what, when, and with how many tokens is seen by the probes of ``patchwork_adapters.sample_runs``, as for ``inspect --inputs``;
+what a call looks like on its way is seen by the transport.
 """
 
 from __future__ import annotations
 
-import time
 from collections import Counter, defaultdict
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Iterable, Sequence
 from dataclasses import dataclass, field
+from statistics import fmean
 
 from patchwork_adapters.graph import END, START
+from patchwork_adapters.sampling import SampledCall, SampledRequest
 from patchwork_adapters.transport import LeafCall, Transport
 from patchwork_scheduler.profile_model import Branch
-from patchwork_serving.transport import Observation
-from patchwork_serving.wire import Report
-
-
-@dataclass(frozen=True, slots=True)
-class Seen:
-    """One call of one request."""
-
-    request: str
-    component: str
-    began: float
-    ended: float
-    call: LeafCall
 
 
 @dataclass(slots=True)
 class Calls:
-    """A Transport's calls, written down as they pass; also an observer for those of hosted APIs, which pass no transport of ours."""
+    """A Transport that keeps the first calls of each component as they pass."""
 
     inner: Transport
-    clock: Callable[[], float] = time.monotonic
-    seen: list[Seen] = field(default_factory=list)
+    kept: int
+    of: dict[str, list[LeafCall]] = field(default_factory=lambda: defaultdict(list))
 
     async def call(self, call: LeafCall) -> bytes:
-        with self.observe(call):
-            return await self.inner.call(call)
+        self._keep(call)
+        return await self.inner.call(call)
 
     async def stream(self, call: LeafCall) -> AsyncIterator[bytes]:
-        with self.observe(call):
-            async for frame in self.inner.stream(call):
-                yield frame
+        self._keep(call)
+        async for frame in self.inner.stream(call):
+            yield frame
 
-    @contextmanager
-    def observe(self, call: LeafCall) -> Iterator[Observation]:
-        began = self.clock()
-        try:
-            yield _Unseen()
-        finally:
-            request = call.request.request_id if call.request else ""
-            self.seen.append(Seen(request, call.component, began, self.clock(), call))
-
-
-class _Unseen:
-    traceparent: str | None = None
-
-    def reply(self, payload: bytes) -> None: ...
-
-    def report(self, report: Report | None) -> None: ...
-
-    def waited(self, seconds: float) -> None: ...
+    def _keep(self, call: LeafCall) -> None:
+        mine = self.of[call.component]
+        if len(mine) < self.kept:
+            mine.append(call)
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,55 +47,44 @@ class Usage:
     visits: float  #: mean calls per request
     serial_visits: float  #: mean calls that follow one another: calls at once count once
     seconds: float  #: mean per call
+    prompt_tokens: float | None = None  #: mean per call, where the leaf tells
+    output_tokens: float | None = None
+    call_sites: tuple[str, ...] = ()  #: as :func:`branches` names them
+
+    def tokens(self) -> dict[str, float]:
+        """Those that are known."""
+        named = {"prompt_tokens": self.prompt_tokens, "output_tokens": self.output_tokens}
+        return {name: tokens for name, tokens in named.items() if tokens is not None}
 
 
-def usage(seen: Sequence[Seen], requests: Sequence[str]) -> dict[str, Usage]:
+def usage(requests: Sequence[SampledRequest]) -> dict[str, Usage]:
     """By component id; components that no request called are missing."""
-    by_component: dict[str, list[Seen]] = defaultdict(list)
-    for call in seen:
-        by_component[call.component].append(call)
-    count = max(len(requests), 1)
+    by_component: dict[str, list[SampledCall]] = defaultdict(list)
+    for request in requests:
+        for call in request.calls:
+            by_component[call.component].append(call)
+    stops = [_stops(request.calls) for request in requests]
+    sites: dict[str, dict[str, None]] = defaultdict(dict)
+    for stop in (stop for each in stops for stop in each):
+        sites[stop.component][stop.site] = None
     return {
         component: Usage(
-            visits=len(calls) / count,
-            serial_visits=sum(_in_a_row([c for c in calls if c.request == r]) for r in requests) / count,
-            seconds=sum(c.ended - c.began for c in calls) / len(calls),
+            visits=len(calls) / len(requests),
+            serial_visits=sum(stop.component == component for each in stops for stop in each) / len(requests),
+            seconds=fmean(call.seconds for call in calls),
+            prompt_tokens=_mean(call.prompt_tokens for call in calls),
+            output_tokens=_mean(call.output_tokens for call in calls),
+            call_sites=tuple(sites[component]),
         )
         for component, calls in by_component.items()
     }
 
 
-def _in_a_row(calls: Sequence[Seen]) -> int:
-    """Groups of calls that do not overlap."""
-    groups, end = 0, float("-inf")
-    for call in sorted(calls, key=lambda c: c.began):
-        if call.began >= end:
-            groups += 1
-        end = max(end, call.ended)
-    return groups
-
-
-def glue_s(seen: Sequence[Seen], spans: Mapping[str, tuple[float, float]]) -> float:
-    """Mean seconds of a request in which no component worked for it."""
-    if not spans:
-        return 0.0
-    alone = [end - began - _covered([c for c in seen if c.request == r]) for r, (began, end) in spans.items()]
-    return max(0.0, sum(alone) / len(alone))
-
-
-def _covered(calls: Sequence[Seen]) -> float:
-    total, until = 0.0, float("-inf")
-    for call in sorted(calls, key=lambda c: c.began):
-        total += max(0.0, call.ended - max(call.began, until))
-        until = max(until, call.ended)
-    return total
-
-
-def branches(seen: Sequence[Seen], requests: Sequence[str]) -> tuple[Branch, ...]:
-    """How often the next call after one of a component was of which other; ``START`` and ``END`` are the ends of a request."""
+def branches(requests: Sequence[SampledRequest]) -> tuple[Branch, ...]:
+    """How often the next stop after a call-site was which other; ``START`` and ``END`` are the ends of a request."""
     steps: Counter[tuple[str, str]] = Counter()
     for request in requests:
-        path = [c.component for c in sorted((c for c in seen if c.request == request), key=lambda c: c.began)]
+        path = [stop.site for stop in _stops(request.calls)]
         steps.update(zip([START, *path], [*path, END], strict=True))
     left: Counter[str] = Counter()
     for (source, _), times in steps.items():
@@ -135,3 +98,20 @@ def branches(seen: Sequence[Seen], requests: Sequence[str]) -> tuple[Branch, ...
         )
         for (source, target), times in sorted(steps.items())
     )
+
+
+def _stops(calls: Sequence[SampledCall]) -> list[SampledCall]:
+    """The first of each row of a component's calls that overlap; of different components, those made at once are passed in turn."""
+    ends: dict[str, float] = {}
+    stops = []
+    for call in sorted(calls, key=lambda c: c.started):
+        until = ends.get(call.component)
+        if until is None or call.started >= until:
+            stops.append(call)
+        ends[call.component] = max(call.ended, until or call.ended)
+    return stops
+
+
+def _mean(values: Iterable[int | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return fmean(known) if known else None

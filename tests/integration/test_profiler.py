@@ -152,9 +152,17 @@ def test_visits_branches_points_and_costs_come_from_the_samples(
     assert visits["retriever-search"] == visits["llm-grader"] == visits["llm-generator"] == 1.0
     assert visits["llm-rewriter"] == visits["retriever-web"]
     assert 0 < visits["llm-rewriter"] < 1  # by hash of the question, the same every time
-    taken = {(b.source, b.target): b.probability for b in found.branches}
+    owner = {site: c.id for c in found.components for site in c.call_sites} | {
+        "__start__": "__start__",
+        "__end__": "__end__",
+    }
+    assert all("@" in site for site in owner if not site.startswith("__"))  # a deployment's call-sites
+    taken = {(owner[b.source], owner[b.target]): b.probability for b in found.branches}
     assert taken["__start__", "retriever-search"] == 1.0
     assert taken["llm-grader", "llm-rewriter"] == visits["llm-rewriter"]
+    assert found.component("llm-grader").output_tokens == 4.0
+    assert (found.component("llm-grader").prompt_tokens or 0) > 5
+    assert found.component("retriever-search").output_tokens is None
     grader, search = found.component("llm-grader").measured[0], found.component("retriever-search").measured[0]
     assert {p.batch for p in grader.points} == {1, 2, 4}
     assert len({p.tokens for p in grader.points}) > 1  # measured at two lengths

@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
-from patchwork_adapters.context import RequestContext
 from patchwork_adapters.protocol import HttpRequest, HttpResponse, decode_request, encode_request, encode_response
+from patchwork_adapters.sampling import SampledCall, SampledRequest
 from patchwork_adapters.transport import LeafCall
 from patchwork_scheduler.cost import TokenCost, fit_cost
 from patchwork_scheduler.profile_model import Measured
@@ -18,7 +19,7 @@ from patchwork_serving.components.measuring import Run
 from patchwork_serving.profiling import Search, Sweep
 from patchwork_serving.release import ComponentSpec
 from patchwork_serving.sample_payloads import frame_of, limited, longer, varied
-from patchwork_serving.sampling_calls import Seen, branches, glue_s, usage
+from patchwork_serving.sampling_calls import branches, usage
 from patchwork_serving.wire import CallFrame
 
 EMBEDDER = ComponentSpec("embedder", "embedder", "engine", "onnx", "m")
@@ -109,29 +110,57 @@ def test_prompts_can_be_made_longer_answers_shorter_and_streams_whole() -> None:
     assert not frame.stream
 
 
-def seen(request: str, *calls: tuple[str, float, float]) -> list[Seen]:
-    context = RequestContext(request, request)
-    return [Seen(request, c, begin, end, LeafCall(c, c, "m", b"", request=context)) for c, begin, end in calls]
+def request(*calls: tuple[str, float, float]) -> SampledRequest:
+    """Calls by call-site, begin and end; the component is what stands before the ``@``."""
+    seen = tuple(
+        SampledCall(
+            site,
+            (leaf := site.split("@")[0]),
+            leaf.upper(),
+            "m",
+            begin,
+            end - begin,
+            prompt_tokens=int(begin),
+            output_tokens=4,
+        )
+        for site, begin, end in calls
+    )
+    return SampledRequest(0, 20.0, 0.0, seen)
 
 
-ONE = seen("1", ("search", 0, 1), ("grade", 1, 2), ("grade", 1, 2.5), ("answer", 3, 5))
-TWO = seen("2", ("search", 10, 11), ("grade", 11, 12), ("search", 12, 13), ("grade", 13, 14), ("answer", 14, 15))
+ONE = request(("search", 0, 1), ("llm@grade", 1, 2), ("llm@grade", 1, 2.5), ("llm@answer", 3, 5))
+TWO = request(
+    ("search", 10, 11), ("llm@grade", 11, 12), ("search", 12, 13), ("llm@grade", 13, 14), ("llm@answer", 14, 15)
+)
 
 
 def test_calls_at_once_are_visits_but_one_step_of_the_path() -> None:
-    found = usage([*ONE, *TWO], ["1", "2"])
-    assert (found["search"].visits, found["search"].serial_visits) == (1.5, 1.5)
-    assert (found["grade"].visits, found["grade"].serial_visits) == (2.0, 1.5)
-    assert found["answer"].seconds == 1.5
+    found = usage([ONE, TWO])
+    assert (found["SEARCH"].visits, found["SEARCH"].serial_visits) == (1.5, 1.5)
+    assert (found["LLM"].visits, found["LLM"].serial_visits) == (3.0, 2.5)
+    assert found["SEARCH"].seconds == 1.0
+
+
+def test_a_component_is_used_with_its_tokens_from_the_places_that_call_it() -> None:
+    found = usage([ONE, TWO])
+    assert found["LLM"].call_sites == ("llm@grade", "llm@answer")
+    assert found["LLM"].tokens() == {"prompt_tokens": (1 + 1 + 3 + 11 + 13 + 14) / 6, "output_tokens": 4.0}
+    silent = replace(ONE, calls=tuple(replace(call, prompt_tokens=None, output_tokens=None) for call in ONE.calls))
+    assert usage([silent])["LLM"].tokens() == {}
 
 
 def test_branches_say_what_came_next_and_how_often() -> None:
-    found = {(b.source, b.target): (b.probability, b.kind) for b in branches(TWO, ["2"])}
-    assert found["grade", "search"] == (0.5, "cond")
-    assert found["grade", "answer"] == (0.5, "cond")
-    assert found["search", "grade"] == (1.0, "data")
-    assert found["answer", "__end__"] == (1.0, "data")
+    found = {(b.source, b.target): (b.probability, b.kind) for b in branches([TWO])}
+    assert found["llm@grade", "search"] == (0.5, "cond")
+    assert found["llm@grade", "llm@answer"] == (0.5, "cond")
+    assert found["search", "llm@grade"] == (1.0, "data")
+    assert found["llm@answer", "__end__"] == (1.0, "data")
 
 
-def test_glue_is_the_time_in_which_no_component_worked() -> None:
-    assert glue_s(ONE, {"1": (0.0, 6.0)}) == pytest.approx(1.5)  # between 2.5 and 3, and the last second
+def test_a_walk_along_the_branches_makes_as_many_calls_as_the_samples_did() -> None:
+    """Two keys of a parallel part ask one model at once: the simulator makes both calls at the one stop."""
+    at_once = request(("search", 0, 1), ("llm@{a}", 1, 3), ("llm@{b}", 1.5, 2), ("llm@answer", 3, 5))
+    used = usage([at_once])["LLM"]
+    stops = sum(b.probability for b in branches([at_once]) if b.target.startswith("llm"))
+    assert stops == used.serial_visits == 2.0
+    assert used.visits == 3.0
