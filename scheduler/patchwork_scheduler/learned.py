@@ -25,6 +25,8 @@ STRETCHES = 64
 ENOUGH_STRETCHES = 8
 #: A stretch is closed at the first event after so many seconds: many steps, yet short enough that their company hardly changes.
 STRETCH_S = 0.25
+#: What an engine tells of one step comes within so many seconds.
+SAME_STEP_S = 0.002
 #: Output tokens of a call about which nothing is known.
 SOME_TOKENS = 128
 TOKENS_PER_BYTE = 0.25  #: English text; replaced by what the engine counts
@@ -117,6 +119,9 @@ class Stretch:
     decoded: float  #: tokens of all of them
     prefilled: float  #: prompt tokens
     context: float = 0.0  #: tokens of context of all sequences that decoded, on average
+    prefills: int = 0  #: steps in which prompts came to their end
+    mixed: int = 0  #: those of them in which others decoded
+    idle: bool = False  #: it began when a call came to an idle engine
 
 
 class LearnedTokenCost:
@@ -145,16 +150,20 @@ class LearnedTokenCost:
         cost = self.cost
         if cost is None:
             return 0.0
+        compute = max(stretch.prefilled * cost.prefill_s, stretch.prefills * cost.base_s)
         return (
-            stretch.steps * (cost.shortest_step_s + cost.context_s * stretch.context)
+            _only_decoding(stretch) * cost.shortest_step_s
+            + stretch.steps * cost.context_s * stretch.context
             + stretch.decoded * cost.sequence_s
-            + stretch.prefilled * cost.prefill_s
+            + stretch.prefills * (cost.overhead_s + cost.prefill_overhead_s)
+            + compute
+            + (cost.call_s if stretch.idle else 0.0)
         )
 
 
 def _fitted(stretches: deque[Stretch]) -> TokenCost:
     """Least squares of the relative error; what comes out negative is left out."""
-    rows = np.array([(one.steps, one.decoded, one.prefilled) for one in stretches]) / np.array(
+    rows = np.array([(_only_decoding(one), one.decoded, one.prefilled) for one in stretches]) / np.array(
         [[s.seconds] for s in stretches]
     )
     ones, free = np.ones(len(stretches)), [0, 1, 2]
@@ -168,8 +177,16 @@ def _fitted(stretches: deque[Stretch]) -> TokenCost:
     return TokenCost(base_s=found[0], prefill_s=found[2], sequence_s=found[1])
 
 
+def _only_decoding(stretch: Stretch) -> float:
+    """Steps that prefill take as long as their prefill, whoever decodes in them."""
+    return max(stretch.steps - stretch.mixed, 0.0)
+
+
 class TokenMeter:
-    """Cuts an engine's busy time into stretches. Each method returns the stretch that ends with it, if one does."""
+    """Cuts an engine's busy time into stretches, between two of its steps: what is told of one step is not divided.
+
+    Each method returns the stretch that is over, if one is.
+    """
 
     def __init__(self, stretch_s: float = STRETCH_S) -> None:
         self._stretch_s = stretch_s
@@ -183,23 +200,35 @@ class TokenMeter:
         self._decode_s = 0.0  # seconds in which any sequence decoded
         self._decoded = 0.0
         self._prefilled = 0.0
+        self._prefills = self._mixed = 0
+        self._idle = False
+        self._stepped = 0.0  # when the engine last told of a step
+        self._prefill_at = -math.inf  # when a prompt last came to its end
 
     def started(self, call_id: str, prompt_tokens: int, now: float) -> None:
         if not self._prompts and not self._decoding:
             self._begin(now)
+            self._idle = True
         self._advance(now)
         self._prompts[call_id] = prompt_tokens
 
     def generated(self, call_id: str, tokens: int, now: float) -> Stretch | None:
+        is_next = now - self._stepped > SAME_STEP_S
+        stretch = self._cut(self._stepped) if is_next and self._stepped - self._since >= self._stretch_s else None
         self._advance(now)
+        self._stepped = now
         prompt = self._prompts.pop(call_id, None)
         if prompt is not None:
+            if now - self._prefill_at > SAME_STEP_S:
+                self._prefill_at = now
+                self._prefills += 1
+                self._mixed += bool(self._decoding)
             self._decoding[call_id] = prompt
             self._context += prompt
             self._prefilled += prompt
             tokens -= 1  # the first one is made by the prefill
         self._decoded += tokens
-        return self._cut(now) if now - self._since >= self._stretch_s else None
+        return stretch
 
     def finished(self, call_id: str, now: float) -> Stretch | None:
         """Left, done or not."""
@@ -212,7 +241,8 @@ class TokenMeter:
         return self._cut(now) if not self._prompts and not self._decoding else None
 
     def _begin(self, now: float) -> None:
-        self._since = self._looked = now
+        self._since = self._looked = self._stepped = now
+        self._prefills, self._mixed, self._idle = 0, 0, False
         self._weighted = self._weighted_context = self._decode_s = self._decoded = self._prefilled = 0.0
 
     def _advance(self, now: float) -> None:
@@ -226,10 +256,11 @@ class TokenMeter:
         seconds, decoded, prefilled = now - self._since, self._decoded, self._prefilled
         sequences = self._weighted / self._decode_s if self._decode_s > 0.0 else 1.0
         context = self._weighted_context / self._decode_s if self._decode_s > 0.0 else 0.0
+        prefills, mixed, idle = self._prefills, self._mixed, self._idle
         self._begin(now)
         if seconds < self._stretch_s / 10 or decoded + prefilled <= 0.0:
             return None
-        return Stretch(seconds, decoded / max(sequences, 1.0), decoded, prefilled, context)
+        return Stretch(seconds, decoded / max(sequences, 1.0), decoded, prefilled, context, prefills, mixed, idle)
 
 
 class TokenCounts:

@@ -172,7 +172,7 @@ class Pool:
     def _queue(self, cost: Cost, setup: Setup) -> CallQueue:
         if isinstance(cost, TokenCost):
             return CallQueue(self.policy, max_batch=1)
-        return CallQueue(self.policy, max_batch=self.plan.max_batch, cost=cost if setup.policy != "fifo" else None)
+        return CallQueue(self.policy, max_batch=self.plan.max_batch, cost=cost if self.policy.heeds_deadlines else None)
 
 
 class BatchHost:

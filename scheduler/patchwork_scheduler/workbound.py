@@ -59,6 +59,7 @@ class WorkBound:
             raise ValueError(f"max_sequences must be at least 1, not {max_sequences}")
         self.cost = cost
         self.slowdown = 1.0
+        self._predicted_s = self._measured_s = 0.0  # means of late
         self._max_sequences = max_sequences
         self._max_prefill = max_prefill_tokens
         self._min_prefill = min_prefill_tokens
@@ -146,9 +147,15 @@ class WorkBound:
             self._looked = -math.inf  # it may have been the tightest
 
     def stepped(self, predicted_s: float, measured_s: float) -> None:
-        """Learn from a step (or any stretch of steps) how the engine compares with its profile."""
+        """Learn from a step (or any stretch of steps) how the engine compares with its profile.
+
+        The ratio of means, not the mean of ratios: which of two stretches a step counts for must not matter.
+        """
         if predicted_s > 0.0 and measured_s > 0.0:
-            self.slowdown += 0.05 * (min(max(measured_s / predicted_s, 0.2), 5.0) - self.slowdown)
+            self._predicted_s += 0.05 * (predicted_s - self._predicted_s) if self._predicted_s else predicted_s
+            measured_s = min(max(measured_s, 0.2 * predicted_s), 5.0 * predicted_s)
+            self._measured_s += 0.05 * (measured_s - self._measured_s) if self._measured_s else self._predicted_s
+            self.slowdown = self._measured_s / self._predicted_s
 
     def check_invariants(self) -> None:
         """Assert what must hold between calls; for tests."""
