@@ -11,10 +11,12 @@ names and tags only, never inputs. They are installed once per process, however 
 
 from __future__ import annotations
 
+import itertools
 import re
 import sys
 import threading
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterator
+from contextlib import contextmanager
 from contextvars import ContextVar
 from types import CodeType, FrameType
 from typing import Any, Protocol
@@ -32,6 +34,9 @@ _INSIDE = re.compile(r"<(listcomp|setcomp|dictcomp|genexpr)>$")
 
 #: The user's lines above, noted where a framework goes on in a new task, whose stack starts anew.
 LINES: ContextVar[str] = ContextVar("patchwork_lines_above", default="")
+
+#: What each tracker said where the chain begins that is running, when it is a part of a larger one that is not ours.
+_ABOVE: ContextVar[tuple[str, ...]] = ContextVar("patchwork_places_above", default=())
 
 MAX_FAULTS = 20
 faults: list[BaseException] = []
@@ -90,11 +95,29 @@ def site_of(leaf: str, manager: Any = None) -> str:
     """Id of the place from which ``leaf`` is being called now; the leaf's path alone while nothing is installed."""
     if not _installed:
         return leaf
-    parts = [where for tracker in _trackers if (where := tracker.where(manager))]
+    above = _ABOVE.get()
+    places = (tracker.where(manager) for tracker in _trackers)
+    if above:
+        places = (_below(place, top) for place, top in itertools.zip_longest(places, above, fillvalue=""))
+    parts = [place for place in places if place]
     lines = lines_above(sys._getframe(1)) or LINES.get()
     if lines:
         parts.append(lines)
     return at(leaf, "/".join(parts))
+
+
+@contextmanager
+def beginning_here() -> Iterator[None]:
+    """Places within the block are told from here on, whatever larger chain this one is a part of."""
+    token = _ABOVE.set(tuple(tracker.where(None) for tracker in _trackers))
+    try:
+        yield
+    finally:
+        _ABOVE.reset(token)
+
+
+def _below(place: str, top: str) -> str:
+    return place.removeprefix(top).removeprefix("/") if place == top or place.startswith(f"{top}/") else place
 
 
 def moment(manager: Any = None) -> tuple[Hashable, Hashable] | None:

@@ -24,14 +24,14 @@ from typing import Any
 
 from opentelemetry.trace import get_current_span
 
-from patchwork_adapters import stores
+from patchwork_adapters import sites, stores
 from patchwork_adapters.binding import Assignment
 from patchwork_adapters.bridge import Bridge
 from patchwork_adapters.chains import Framework, framework_of
 from patchwork_adapters.errors import DeadlinePassed, NoChainFound
 from patchwork_adapters.graph import ComponentGraph
 from patchwork_adapters.swap import Swap, swap
-from patchwork_adapters.walk import Leaf, find_leaves
+from patchwork_adapters.walk import Leaf, Walk, find_leaves
 from patchwork_serving import servers, shared_components
 from patchwork_serving.assign import Assigned, assign
 from patchwork_serving.bundle import Bundle, captured_environment
@@ -58,10 +58,12 @@ class LocalConnection:
     """Implements ``patchwork_adapters.connection.Connection``."""
 
     def __init__(
-        self, name: str, swapped: Swap, bridge: Bridge, tracing: Tracing, telemetry: RequestTelemetry, let_go: Callable[[], None]
+        self, name: str, walk: Walk, swapped: Swap, bridge: Bridge, tracing: Tracing, telemetry: RequestTelemetry,
+        let_go: Callable[[], None],
     ) -> None:  # fmt: skip
         self.name = name
         self._swap = swapped
+        self._forget_sites = sites.install(walk)
         self._bridge = bridge
         self._tracing = tracing
         self._telemetry = telemetry
@@ -73,7 +75,7 @@ class LocalConnection:
 
     @contextmanager
     def active(self) -> Iterator[None]:
-        with self._swap.active():
+        with self._swap.active(), sites.beginning_here():
             yield
 
     @contextmanager
@@ -97,6 +99,7 @@ class LocalConnection:
             self._closed = True
         atexit.unregister(self.close)
         self._swap.undo()
+        self._forget_sites()
         self._bridge.close()
         self._tracing.close()
         self._let_go()
@@ -116,7 +119,7 @@ def connect(chain: Any, *, name: str | None, slo_s: float | None) -> LocalConnec
     config = load_config(None, beside=Path.cwd()).model_copy(update={"components": {}})
     walk = find_leaves(chain)
     assigned = assign(walk.leaves, config, ImportRouter(config, paths).find)
-    wanted = _Wanted(framework, walk.leaves, assigned, config, paths, name, slo_s)
+    wanted = _Wanted(framework, walk, assigned, config, paths, name, slo_s)
     if not wanted.away:
         log.warning("no part of this chain can run as a component; it runs in this process, as before")
         return _connected(wanted, wanted.release(()), {}, lambda: None)
@@ -130,7 +133,7 @@ class _Wanted:
     """A chain that asks for components."""
 
     framework: Framework
-    leaves: Sequence[Leaf]
+    walk: Walk
     assigned: Assigned
     config: Config
     paths: Paths
@@ -141,7 +144,7 @@ class _Wanted:
     def away(self) -> list[Leaf]:
         """The leaves that components can serve."""
         ways = {path: a.way for path, a in self.assigned.placed.assignments.items()}
-        return [leaf for leaf in self.leaves if ways.get(leaf.path) in ("protocol", "engine")]
+        return [leaf for leaf in self.walk.leaves if ways.get(leaf.path) in ("protocol", "engine")]
 
     def release(self, collections: Sequence[Collection], dsn: str | None = None) -> Release:
         """Programs that want the same share one application, and others do not."""
@@ -245,13 +248,18 @@ def _connected(
     )  # fmt: skip
     bridge = Bridge(transport)
     hosted = {path: a for path, a in wanted.assigned.placed.assignments.items() if a.way == "external"}
-    leaves = [leaf for leaf in wanted.leaves if leaf.path in assignments or leaf.path in hosted]
+    leaves = [leaf for leaf in wanted.walk.leaves if leaf.path in assignments or leaf.path in hosted]
     swapped = swap(
-        leaves, {**hosted, **assignments}, bridge, always=False, external=external_calls(release, bridge, telemetry)
+        leaves,
+        {**hosted, **assignments},
+        bridge,
+        always=False,
+        external=external_calls(release, bridge, telemetry),
+        late_classes=wanted.walk.late_classes,
     )
     for skipped in swapped.skipped:
         log.warning("%s stays in this process: %s", skipped.where, skipped.why)
-    return LocalConnection(release.name, swapped, bridge, tracing, telemetry, let_go)
+    return LocalConnection(release.name, wanted.walk, swapped, bridge, tracing, telemetry, let_go)
 
 
 def _own_assignments(wanted: _Wanted, collections: Sequence[Collection]) -> dict[str, Assignment]:
