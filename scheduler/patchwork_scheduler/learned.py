@@ -143,7 +143,7 @@ class LearnedTokenCost:
         self._fresh += 1
         if len(self._stretches) >= ENOUGH_STRETCHES and self._fresh >= ENOUGH_STRETCHES // 2:
             self._fresh = 0
-            self.cost = _fitted(self._stretches)
+            self.cost = _fitted(self._stretches, 0.0 if self.cost is None else self.cost.call_s)
 
     def predicted_s(self, stretch: Stretch) -> float:
         """What the cost says that the stretch takes; 0 while it is unknown."""
@@ -161,20 +161,20 @@ class LearnedTokenCost:
         )
 
 
-def _fitted(stretches: deque[Stretch]) -> TokenCost:
-    """Least squares of the relative error; what comes out negative is left out."""
-    rows = np.array([(_only_decoding(one), one.decoded, one.prefilled) for one in stretches]) / np.array(
-        [[s.seconds] for s in stretches]
-    )
-    ones, free = np.ones(len(stretches)), [0, 1, 2]
-    solution = np.linalg.lstsq(rows, ones, rcond=None)[0]
+def _fitted(stretches: deque[Stretch], call_s: float) -> TokenCost:
+    """Least squares of the relative error; what comes out negative is left out. ``call_s`` is kept where no stretch tells of it."""
+    rows = np.array([(_only_decoding(one), one.decoded, one.prefilled, one.idle) for one in stretches], float)
+    rows /= np.array([[one.seconds] for one in stretches])
+    tells = any(one.idle for one in stretches)
+    ones, free = np.ones(len(stretches)), [0, 1, 2, 3] if tells else [0, 1, 2]
+    solution = np.linalg.lstsq(rows[:, free], ones, rcond=None)[0]
     while len(free) > 1 and solution.min() < 0.0:
         free.pop(int(solution.argmin()))
         solution = np.linalg.lstsq(rows[:, free], ones, rcond=None)[0]
-    found = [0.0, 0.0, 0.0]
+    found = [0.0, 0.0, 0.0, 0.0 if tells else call_s]
     for column, value in zip(free, solution, strict=True):
         found[column] = max(float(value), 0.0)
-    return TokenCost(base_s=found[0], prefill_s=found[2], sequence_s=found[1])
+    return TokenCost(base_s=found[0], prefill_s=found[2], sequence_s=found[1], call_s=found[3])
 
 
 def _only_decoding(stretch: Stretch) -> float:

@@ -96,6 +96,20 @@ def test_a_token_engine_is_learnt_from_what_comes_out_of_it() -> None:
         assert found.step_s(prefill, sequences) == pytest.approx(ENGINE.step_s(prefill, sequences), rel=0.2)
 
 
+def test_what_a_call_takes_before_its_engine_steps_is_learnt_and_kept_while_the_engine_is_never_idle() -> None:
+    learned = LearnedTokenCost()
+    found = driven(ENGINE, rate=0.5, span_s=60.0)
+    late = [dataclasses.replace(one, seconds=one.seconds + 0.05) if one.idle else one for one in found]
+    assert any(one.idle for one in late)
+    for stretch in late:
+        learned.observe(stretch)
+    assert learned.cost is not None
+    assert learned.cost.call_s == pytest.approx(0.05, rel=0.2)
+    for stretch in 5 * [one for one in found if not one.idle]:
+        learned.observe(stretch)
+    assert learned.cost.call_s == pytest.approx(0.05, rel=0.2)
+
+
 def test_a_profile_is_compared_with_what_the_engine_really_takes() -> None:
     learned = LearnedTokenCost(ENGINE)
     stretches = driven(ENGINE.scaled(2.0), rate=5.0, span_s=40.0)
