@@ -19,6 +19,8 @@ from patchwork_serving.errors import UsageError
 
 _SHAPES = {"llm": ("([", "])"), "embedder": ("[/", "/]"), "retriever": ("[(", ")]"), "reranker": ("{{", "}}")}
 
+#: An import that fails does so at once, mostly, and then the error is all there is to read.
+_TOLD_AFTER_S = 10.0
 _SAME = "requests with equal values belong to one orchestrator"
 _AFFINITY = {"*": "the chain is one conversation: all requests belong to one orchestrator"}
 
@@ -52,7 +54,7 @@ def _graph(target: str, inputs: str | None) -> ComponentGraph:
     request = build_process.BuildRequest(
         target=target, name="inspect", config=config.model_dump(mode="json"), inspect_only=True, inputs=inputs
     )
-    with stop_signals(), progress_display(as_json=False) as progress:
+    with stop_signals(), progress_display(as_json=False, after_s=_TOLD_AFTER_S) as progress:
         try:
             if inputs is None:
                 return build_process.inspect(request, progress, Paths.from_env())

@@ -104,9 +104,12 @@ class _Quiet:
     def __exit__(self, *_: object) -> None: ...
 
 
-def progress_display(*, as_json: bool) -> LiveProgress | _Quiet:
-    """JSON lines on stdout when asked for; else on stderr, live in a terminal and as plain lines elsewhere."""
+def progress_display(*, as_json: bool, after_s: float = 0.0) -> LiveProgress | _Quiet:
+    """JSON lines on stdout when asked for; else on stderr, live in a terminal and as plain lines elsewhere.
+
+    ``after_s``: steps are told of in plain lines when they last that long.
+    """
     if as_json:
         return _Quiet(JsonProgress(sys.stdout))
     console = Console(stderr=True)
-    return LiveProgress(console) if console.is_terminal else _Quiet(PlainProgress(sys.stderr))
+    return LiveProgress(console) if console.is_terminal else _Quiet(PlainProgress(sys.stderr, after_s=after_s))

@@ -82,28 +82,55 @@ class _Timed:
 
 
 class PlainProgress(_Timed):
-    """A line when a step begins and one when it ends: for files, pipes and CI logs."""
+    """A line when a step begins and one when it ends: for files, pipes and CI logs.
 
-    def __init__(self, stream: TextIO, clock: Clock = time.monotonic) -> None:
+    ``after_s``: the beginning is told only of steps that last that long, and the failure only of those whose beginning was told: what
+    fails at once leaves its error alone on the screen.
+    """
+
+    def __init__(self, stream: TextIO, clock: Clock = time.monotonic, after_s: float = 0.0) -> None:
         super().__init__(stream, clock)
+        self._after_s = after_s
+        self._untold: dict[str, threading.Timer] = {}
 
     def begin(self, step_id: str, title: str) -> None:
         with self._lock:
             self._begin(step_id, title)
-            self._write(f"...  {title}")
+            if not self._after_s:
+                self._write(f"...  {title}")
+                return
+            timer = threading.Timer(self._after_s, self._tell, (step_id, title))
+            timer.daemon = True
+            self._untold[step_id] = timer
+            timer.start()
+
+    def _tell(self, step_id: str, title: str) -> None:
+        with self._lock:
+            if self._untold.get(step_id) is threading.current_thread():
+                del self._untold[step_id]
+                self._write(f"...  {title}")
+
+    def _was_told(self, step_id: str) -> bool:
+        timer = self._untold.pop(step_id, None)
+        if timer is not None:
+            timer.cancel()
+        return timer is None
 
     def update(self, step_id: str, done: float | None = None, total: float | None = None, note: str = "") -> None:
         """Silent: a log wants the beginning and the end of a download, not each of its blocks."""
 
     def end(self, step_id: str, note: str = "") -> None:
         with self._lock:
+            self._was_told(step_id)
             title, seconds = self._finish(step_id)
             self._write(f"ok   {title} ({seconds:.1f} s)" + (f": {note}" if note else ""))
 
     def fail(self, step_id: str, note: str = "") -> None:
         with self._lock:
+            was_told = self._was_told(step_id)
             title, seconds = self._finish(step_id)
-            self._write(f"FAIL {title} ({seconds:.1f} s)" + (f": {note}" if note else ""))
+            if was_told:
+                self._write(f"FAIL {title} ({seconds:.1f} s)" + (f": {note}" if note else ""))
 
 
 class JsonProgress(_Timed):

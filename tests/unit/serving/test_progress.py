@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import itertools
 import json
+import threading
 
 import pytest
 from rich.console import Console
@@ -74,3 +75,30 @@ def test_a_terminal_shows_running_ended_and_failed_steps() -> None:
 def test_silence_takes_everything() -> None:
     with step(SilentProgress(), "a", "A") as sink:
         sink.update("a")
+
+
+def test_a_step_that_fails_at_once_is_not_told_of_where_only_long_ones_are() -> None:
+    out = io.StringIO()
+    sink = PlainProgress(out, ticking(), after_s=60.0)
+    with pytest.raises(KeyError), step(sink, "import", "importing my_chain.py"):
+        raise KeyError
+    assert out.getvalue() == ""
+    with step(sink, "import", "importing my_chain.py"):
+        pass
+    assert out.getvalue().startswith("ok   importing my_chain.py")
+
+
+def test_a_step_that_lasts_is_told_of_and_so_is_its_failure() -> None:
+    out, told = io.StringIO(), threading.Event()
+
+    class Telling(PlainProgress):
+        def _write(self, line: str) -> None:
+            super()._write(line)
+            told.set()
+
+    with pytest.raises(KeyError), step(Telling(out, ticking(), after_s=0.001), "import", "importing my_chain.py"):
+        assert told.wait(10)
+        raise KeyError
+    first, last = out.getvalue().splitlines()
+    assert first == "...  importing my_chain.py"
+    assert last.startswith("FAIL importing my_chain.py")
