@@ -14,16 +14,11 @@ Cancelling the waiter cancels the call; :meth:`Bridge.cancel` frees every waiter
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import dataclasses
-import functools
-import sys
 import threading
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from types import FrameType
 from typing import Any, TypeVar
 
 import greenback
@@ -32,6 +27,7 @@ from patchwork_adapters.context import REQUEST
 from patchwork_adapters.errors import ComponentUnavailable, DeadlinePassed, RequestCancelled
 from patchwork_adapters.flight import Cancelled, Flight, Frame, Inbox
 from patchwork_adapters.transport import LeafCall, Transport
+from patchwork_adapters.waiting import is_on_loop, let_waits_yield, portal_await
 
 T = TypeVar("T")
 
@@ -64,7 +60,7 @@ class Bridge:
     def do(self, call: LeafCall, work: Callable[[], Coroutine[Any, Any, T]]) -> T:
         """Run ``work()`` on the I/O loop on behalf of a call and wait for it."""
         if self._can_yield():
-            result: T = _portal_await(self.ado(call, work))
+            result: T = portal_await(self.ado(call, work))
             return result
         flight = self._submit(call, work)
         try:
@@ -123,7 +119,7 @@ class Bridge:
     def _wait_for(self, inbox: Inbox, call: LeafCall, timeout_s: float | None) -> None:
         try:
             if self._can_yield():
-                _portal_await(inbox.arrive(timeout_s))
+                portal_await(inbox.arrive(timeout_s))
             else:
                 inbox.wait(timeout_s)
         except TimeoutError:
@@ -182,7 +178,7 @@ class Bridge:
 
     def _can_yield(self) -> bool:
         """Whether the waiter is synchronous code on a loop whose other tasks can run meanwhile; those that cannot are counted."""
-        if not _is_on_loop():
+        if not is_on_loop():
             return False
         if greenback.has_portal():
             return True
@@ -247,10 +243,10 @@ def with_request(call: LeafCall) -> LeafCall:
 def install_portal(loop: asyncio.AbstractEventLoop) -> None:
     """Give every task that ``loop`` creates from now on a portal, so that synchronous leaf calls on it do not stop the loop.
 
-    Code on it that waits for work in a thread (LlamaIndex's ``asyncio_run``, a synchronous ``RunnableParallel``) does not either: from
-    now on ``concurrent.futures.Future.result`` lets other tasks run, in tasks with a portal. Elsewhere it is what it was.
+    Code on it that waits for work in a thread (LlamaIndex's ``asyncio_run``, a synchronous ``RunnableParallel``) does not either
+    (:mod:`patchwork_adapters.waiting`).
     """
-    _let_results_yield()
+    let_waits_yield()
 
     def factory(loop: asyncio.AbstractEventLoop, coro: Any, **options: Any) -> asyncio.Task[Any]:
         task = asyncio.Task(greenback.with_portal_run(lambda: coro), loop=loop, **options)
@@ -259,58 +255,6 @@ def install_portal(loop: asyncio.AbstractEventLoop) -> None:
         return task
 
     loop.set_task_factory(factory)
-
-
-#: Whose waiting for threads yields. Not everybody's: a user's function that waits while it holds a lock would let another request of the
-#: same thread run into that lock.
-_WAITERS = ("langchain", "langgraph", "llama_index", "workflows")
-
-
-def _let_results_yield() -> None:
-    blocking, joining = Future.result, ThreadPoolExecutor.shutdown
-    if getattr(blocking, "_patchwork", False):
-        return
-
-    @functools.wraps(blocking)
-    def result(self: Future[Any], timeout: float | None = None) -> Any:
-        if not self.done() and _on_loop_with_portal() and _asked_by_framework():
-            with contextlib.suppress(TimeoutError):  # raised below, as the class that the caller expects
-                _portal_await(_ended(self, timeout))
-            timeout = 0 if timeout is not None else None
-        return blocking(self, timeout)
-
-    @functools.wraps(joining)
-    def shutdown(self: ThreadPoolExecutor, wait: bool = True, *, cancel_futures: bool = False) -> None:
-        if wait and _on_loop_with_portal() and _asked_by_framework():
-            joining(self, wait=False, cancel_futures=cancel_futures)
-            in_thread(lambda: joining(self, wait=True))
-        else:
-            joining(self, wait=wait, cancel_futures=cancel_futures)
-
-    result._patchwork = True  # type: ignore[attr-defined]
-    Future.result = result  # type: ignore[method-assign]
-    ThreadPoolExecutor.shutdown = shutdown  # type: ignore[method-assign, assignment]
-
-
-def _asked_by_framework() -> bool:
-    """Whether the caller of our caller, past the standard library's own steps (``with``, ``map``), is a framework's code."""
-    frame: FrameType | None = sys._getframe(2)
-    while frame is not None and frame.f_globals.get("__name__", "").startswith("concurrent.futures"):
-        frame = frame.f_back
-    return frame is not None and frame.f_globals.get("__name__", "").startswith(_WAITERS)
-
-
-async def _ended(future: Future[Any], timeout_s: float | None) -> None:
-    """Waits without taking the outcome; leaving early does not cancel the future, which the caller may not own."""
-    loop, ended = asyncio.get_running_loop(), asyncio.Event()
-
-    def tell(_: Future[Any]) -> None:
-        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits
-            loop.call_soon_threadsafe(ended.set)
-
-    future.add_done_callback(tell)
-    async with asyncio.timeout(timeout_s):
-        await ended.wait()
 
 
 def _run_loop(loop: asyncio.AbstractEventLoop) -> None:
@@ -372,23 +316,3 @@ def _late(call: LeafCall) -> DeadlinePassed:
 
 def _cancelled(call: LeafCall) -> RequestCancelled:
     return RequestCancelled(f"the request was cancelled while component {call.component} was working")
-
-
-def in_thread(work: Callable[[], T]) -> T:
-    """``work()``, in a thread when this is synchronous code on a loop with a portal: the other tasks of the loop run meanwhile."""
-    if not _on_loop_with_portal():
-        return work()
-    result: T = _portal_await(asyncio.to_thread(work))
-    return result
-
-
-def _on_loop_with_portal() -> bool:
-    return _is_on_loop() and greenback.has_portal()
-
-
-def _is_on_loop() -> bool:
-    return asyncio._get_running_loop() is not None  # the public one raises, which costs more than the call
-
-
-def _portal_await(awaitable: Any) -> Any:
-    return greenback.await_(awaitable)

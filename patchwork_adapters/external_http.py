@@ -10,11 +10,11 @@ import functools
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from typing import Any
 
-from patchwork_adapters.bridge import in_thread
 from patchwork_adapters.errors import ComponentFailed
 from patchwork_adapters.external import ExternalCalls, Passage
 from patchwork_adapters.protocol import HttpResponse, encode_response, split_url
 from patchwork_adapters.transport import LeafCall
+from patchwork_adapters.waiting import in_thread
 
 _END = object()
 

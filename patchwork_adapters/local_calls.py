@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from patchwork_adapters.binding import Bound
-from patchwork_adapters.bridge import in_thread
+from patchwork_adapters.waiting import in_thread
 
 _END = object()
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterator
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor, _base
 from pathlib import Path
 
 import pytest
@@ -21,6 +21,8 @@ def waiting_as_before() -> Iterator[None]:
     """``install_portal`` changes how every future of the process is waited for; no test does for those after it."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Future, "result", Future.result)
+        patch.setattr(ThreadPoolExecutor, "shutdown", ThreadPoolExecutor.shutdown)
+        patch.setattr(_base, "_create_and_install_waiters", _base._create_and_install_waiters)
         yield
 
 

@@ -7,8 +7,9 @@ import gc
 import threading
 import time
 import weakref
-from collections.abc import AsyncIterator, Iterator
-from concurrent.futures import Future
+from collections.abc import AsyncIterator, Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from typing import Any, TypedDict
 
 import pytest
 
@@ -180,6 +181,75 @@ def test_synchronous_calls_and_streams_on_a_loop_with_portals_interleave(bridge:
         return list(await asyncio.gather(*(asyncio.create_task(one()) for _ in range(20))))
 
     assert asyncio.run(main()) == [(b"abc", [b"a", b"b", b"c"])] * 20
+
+
+def parallel_stream(meet: Callable[[Any], Any]) -> Any:
+    from langchain_core.runnables import RunnableLambda, RunnableParallel
+
+    parallel = RunnableParallel(a=RunnableLambda(meet), b=RunnableLambda(meet))
+    return sorted(map(str, parallel.stream("x")))
+
+
+class Both(TypedDict, total=False):
+    a: str
+    b: str
+
+
+def graph_invoke(meet: Callable[[Any], Any]) -> Any:
+    from langgraph.graph import END, START, StateGraph
+
+    builder = StateGraph(Both)
+    for name in ("a", "b"):
+        builder.add_node(name, lambda state, name=name: {name: meet("x")})  # type: ignore[misc]
+        builder.add_edge(START, name)
+        builder.add_edge(name, END)
+    return builder.compile().invoke({})
+
+
+@pytest.mark.parametrize("work", [parallel_stream, graph_invoke])  # both wait with concurrent.futures.wait
+def test_synchronous_work_in_threads_of_two_requests_on_one_loop_goes_on_side_by_side(
+    work: Callable[[Any], Any],
+) -> None:
+    """Each thread waits for those of the other request, which a loop that stands still would never start."""
+    barrier = threading.Barrier(4)  # two of each request
+
+    def meet(value: Any) -> Any:
+        barrier.wait(10)
+        return value
+
+    async def one() -> Any:
+        return work(meet)
+
+    async def main() -> list[Any]:
+        install_portal(asyncio.get_running_loop())
+        return list(await asyncio.gather(*(asyncio.create_task(one()) for _ in range(2))))
+
+    first, second = asyncio.run(main())
+    assert first == second
+    assert first is not None
+
+
+def test_a_users_own_waiting_is_left_as_it_is() -> None:
+    """It may hold a lock; the loop stands still, as it would without us."""
+    ticks = 0
+
+    async def tick() -> None:
+        nonlocal ticks
+        while True:
+            ticks += 1
+            await asyncio.sleep(0)
+
+    async def main() -> None:
+        install_portal(asyncio.get_running_loop())
+        ticking = asyncio.create_task(tick())
+        await asyncio.sleep(0)
+        before = ticks
+        with ThreadPoolExecutor(1) as pool:
+            wait([pool.submit(time.sleep, 0.02)])
+        assert ticks == before
+        ticking.cancel()
+
+    asyncio.run(main())
 
 
 def test_cancelling_a_task_that_waits_synchronously_cancels_the_work(bridge: Bridge, echo: Echo) -> None:
