@@ -23,7 +23,7 @@ import msgpack
 import numpy as np
 
 from patchwork_adapters.codec_classes import is_importable, is_trusted, name_of, path_of
-from patchwork_adapters.codec_errors import error_state, rebuild_error
+from patchwork_adapters.codec_errors import error_state, rebuild_error, without_secrets
 from patchwork_adapters.codec_states import (
     is_record,
     is_text,
@@ -41,6 +41,7 @@ from patchwork_adapters.codec_states import (
 )  # fmt: skip
 from patchwork_adapters.errors import CodecError, NotExact
 from patchwork_adapters.exact import difference
+from patchwork_adapters.redaction import redacted
 
 _TUPLE, _DICT, _SET, _FROZENSET, _BIGINT, _COMPLEX = 1, 2, 3, 4, 5, 6
 _DATETIME, _DATE, _TIME, _TIMEDELTA, _UUID, _DECIMAL, _BYTEARRAY = 10, 11, 12, 13, 14, 15, 16
@@ -97,6 +98,13 @@ def decode_outcome(data: bytes, *, allow_pickle: bool = True) -> Any:
     if kind == _OUTCOME_ERROR:
         raise rebuild_error(decode(body, allow_pickle=allow_pickle), trusted=allow_pickle)
     raise CodecError("these bytes are not an outcome written by this codec")
+
+
+def outcome_to_keep(data: bytes) -> bytes:
+    """An outcome as it may be written to disk: what an exception says has no secrets in it. Our own processes' bytes only."""
+    if data[:1] != _OUTCOME_ERROR:
+        return data
+    return _OUTCOME_ERROR + _ENCODER.pack(without_secrets(decode(data[1:]), _ENCODER.pack))
 
 
 class _Encoder:
@@ -190,7 +198,7 @@ class _Encoder:
             return _Ext((_PICKLE, _pickle(value)))
         except Exception as error:  # pickling runs the value's own code: anything may come out
             raise CodecError(
-                f"a value of type {name_of(type(value))} cannot be sent to another process ({type(error).__name__}: {error})"
+                f"a value of type {name_of(type(value))} cannot be sent to another process ({type(error).__name__}: {redacted(str(error))})"
             ) from error
 
 

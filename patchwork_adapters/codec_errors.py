@@ -7,6 +7,7 @@ from typing import Any
 
 from patchwork_adapters.codec_classes import is_importable, name_of, path_of, resolve, resolve_trusted
 from patchwork_adapters.errors import CodecError
+from patchwork_adapters.redaction import redacted
 
 
 def error_state(error: BaseException, can_travel: Callable[[Any], bool]) -> list[Any]:
@@ -36,6 +37,23 @@ def rebuild_error(state: list[Any], *, trusted: bool) -> BaseException:
             error.add_note(note)
         return error
     raise CodecError("an exception of a class that does not exist in this process")
+
+
+def without_secrets(state: list[Any], packed: Callable[[Any], bytes]) -> list[Any]:
+    """An error's state to be kept: texts are redacted, and an object with a secret inside is replaced by the name of its class."""
+
+    def clean(value: Any) -> Any:
+        if isinstance(value, str):
+            return redacted(value)
+        if isinstance(value, list | tuple):
+            return type(value)(map(clean, value)) if type(value) in (list, tuple) else value
+        if type(value) is dict:
+            return {clean(key): clean(item) for key, item in value.items()}
+        text = packed(value).decode("latin-1")
+        return value if redacted(text) == text else f"<{name_of(type(value))}>"
+
+    lineage, *rest = state
+    return [lineage, *map(clean, rest)]
 
 
 def _new_error(cls: type[BaseException], arguments: list[Any]) -> BaseException:

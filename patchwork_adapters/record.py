@@ -17,6 +17,7 @@ from pathlib import Path
 
 import msgpack
 
+from patchwork_adapters.codec import outcome_to_keep
 from patchwork_adapters.errors import CodecError, ComponentUnavailable
 from patchwork_adapters.protocol import decode_request
 from patchwork_adapters.transport import LeafCall, Transport
@@ -59,6 +60,9 @@ class ImportRecord:
         return self._frames.get(content_key(call))
 
     def put(self, call: LeafCall, frames: list[bytes]) -> None:
+        """Messages of errors are kept without the secrets in them: the record is a file."""
+        if not call.method.startswith("POST "):  # else they are HTTP, not outcomes
+            frames = [outcome_to_keep(frame) for frame in frames]
         self._frames[content_key(call)] = frames
 
     def remove(self, call: LeafCall) -> None:

@@ -23,6 +23,7 @@ from patchwork_adapters.graph import ComponentGraph
 from patchwork_adapters.learning import learnt
 from patchwork_adapters.placement import Placed
 from patchwork_adapters.probes import Probed, Probes
+from patchwork_adapters.redaction import redacted
 from patchwork_adapters.sampling import Sampled, SampledCall, SampledRequest
 from patchwork_adapters.swap import methods_of
 from patchwork_adapters.target import LoadedTarget
@@ -112,7 +113,11 @@ def _run(
     request = SampledRequest(
         number, seconds, seconds - _busy_s(calls), calls, None if failed is None else type(failed).__name__
     )
-    return _Ran(request, causes, None if failed is None else f"{type(failed).__name__}: {failed}".splitlines()[0][:300])
+    return _Ran(
+        request,
+        causes,
+        None if failed is None else redacted(f"{type(failed).__name__}: {failed}").splitlines()[0][:300],
+    )
 
 
 def _with_loops(probed: Sequence[Probed]) -> tuple[tuple[SampledCall, ...], Causes]:
@@ -134,7 +139,7 @@ def _raise_faults(probes: Probes, ran: Sequence[_Ran]) -> None:
     if faults:
         sites.faults.clear()
         raise SamplesFailed(
-            f"recording failed {len(faults)} times while the chain ran, first with {type(faults[0]).__name__}: {faults[0]}; "
+            f"recording failed {len(faults)} times while the chain ran, first with {type(faults[0]).__name__}: {redacted(str(faults[0]))}; "
             "the graph would be wrong"
         ) from ExceptionGroup("while recording", [f for f in faults if isinstance(f, Exception)])
     if ran and all(r.why is not None for r in ran):

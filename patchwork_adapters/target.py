@@ -25,6 +25,7 @@ from patchwork_adapters.errors import (
     TargetImportFailed,
     TargetNotFound,
 )
+from patchwork_adapters.redaction import redacted
 from patchwork_adapters.stable_ids import stable_ids
 from patchwork_adapters.walk import made_of
 
@@ -136,7 +137,7 @@ def _import(target: Target) -> ModuleType:
         raise _import_error(target, error) from error
     except Exception as error:  # whatever the user's module raises becomes one line that says where
         raise TargetImportFailed(
-            f"{_line_of(error, target)}: {type(error).__name__}: {error}; the module must be importable with plain python"
+            f"{_line_of(error, target)}: {type(error).__name__}: {redacted(str(error))}; the module must be importable with plain python"
         ) from error
     except SystemExit as error:
         raise TargetImportFailed(
@@ -174,7 +175,7 @@ def _is_same(module: ModuleType, target: Target) -> bool:
 def _import_error(target: Target, error: ImportError) -> TargetError:
     missing = error.name
     if not isinstance(error, ModuleNotFoundError) or not missing:
-        return TargetImportFailed(f"{_line_of(error, target)}: {error}")
+        return TargetImportFailed(f"{_line_of(error, target)}: {redacted(str(error))}")
     if target.path is None and (target.module == missing or target.module.startswith(missing + ".")):
         return TargetNotFound(
             f"no module {missing!r} can be imported; run from the folder that holds it, or name the file"
@@ -283,7 +284,7 @@ def _from_factory(module: ModuleType, target: Target, factory: Any) -> LoadedTar
             chain = factory()
     except Exception as error:  # the user's function
         raise TargetImportFailed(
-            f"{_line_of(error, target)}: {attr}() raised {type(error).__name__}: {error}"
+            f"{_line_of(error, target)}: {attr}() raised {type(error).__name__}: {redacted(str(error))}"
         ) from error
     framework = framework_of(chain, alone=True)
     if framework is None:

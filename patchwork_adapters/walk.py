@@ -26,6 +26,7 @@ from patchwork_adapters.leaves.spec import LeafSpec, spec_for
 from patchwork_adapters.parts import Step, children, is_dull, is_users_code, names_of
 from patchwork_adapters.raw_clients import connecting_calls, used_at, what_is
 from patchwork_adapters.raw_openai import asked_in, spec_of
+from patchwork_adapters.redaction import hide_secrets_of
 from patchwork_adapters.transport import Kind
 
 #: They come and go while the chain runs (a bound method is made each time it is asked for), or say nothing of it.
@@ -85,6 +86,7 @@ def find_leaves(chain: Any, module: ModuleType | None = None, root: str = "chain
         for k in walked.objects  # in the order of the walk
         if k in leaf_keys
     ]
+    hide_secrets_of(walked.objects.values())
     inside = [(walked.paths[key], walked.objects[key]) for key in outside if key not in leaf_keys]
     functions = tuple(f for _, f in inside if isinstance(f, FunctionType) and is_users_code(f))
     raw = tuple(_raw_leaves(inside, functions))

@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 
 from patchwork_adapters.checking.values import Plain
+from patchwork_adapters.redaction import redacted
 
 _SHOWN = 100  #: characters of a value in a line
 #: Scores computed elsewhere in another precision: what single-precision vectors can differ by.
@@ -92,5 +93,5 @@ def _text(value: Plain) -> str:
 
 
 def _short(value: Plain) -> str:
-    text = _text(value)
+    text = redacted(_text(value))  # before it is cut: half a key is one
     return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}… ({len(text)} characters)"

@@ -14,7 +14,6 @@ import os
 import signal
 import sys
 import threading
-import traceback
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +26,7 @@ from patchwork_adapters.import_calls import ImportCalls
 from patchwork_adapters.openai_cut import OpenAICut
 from patchwork_adapters.record import ImportRecord, RecordingTransport
 from patchwork_adapters.recorder import static_graph
+from patchwork_adapters.redaction import redacted, redacted_traceback
 from patchwork_adapters.sample_runs import sample_graph
 from patchwork_adapters.sampling import Sampled, SampledRequest
 from patchwork_adapters.target import LoadedTarget, Target, load_target, parse_target
@@ -216,10 +216,10 @@ def main(folder: Path, lifeline: int | None = None) -> int:
     try:
         document = build(request, folder, progress)
     except (AdapterError, ServingError) as error:
-        document = {"error": {"type": type(error).__name__, "message": str(error)}}
+        document = {"error": {"type": type(error).__name__, "message": redacted(str(error))}}
     except Exception as error:  # noqa: BLE001  the loop top of a process: the parent tells the person
-        traceback.print_exc()
-        document = {"error": {"type": type(error).__name__, "message": str(error)}}
+        sys.stderr.write(redacted_traceback(error))
+        document = {"error": {"type": type(error).__name__, "message": redacted(str(error))}}
     partial = folder / "result.partial"
     partial.write_text(json.dumps(document), encoding="utf-8")
     partial.chmod(0o600)  # a database URL may hold a password

@@ -7,13 +7,14 @@ import shutil
 import socket
 import sys
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 
 from rich.table import Table
 from rich.text import Text
 
+from patchwork_adapters.redaction import redacted
 from patchwork_serving.cli_output import console, fact_json
 from patchwork_serving.cli_version import package_version
 from patchwork_serving.config import Paths
@@ -65,9 +66,10 @@ def doctor(*, as_json: bool) -> bool:
 def _guarded(run: Callable[[], list[Check]]) -> list[Check]:
     """A check that breaks is a finding, not the end of the others."""
     try:
-        return run()
+        return [replace(check, found=redacted(check.found)) for check in run()]
     except Exception as error:  # noqa: BLE001 the loop top of independent checks
-        return [Check(run.__name__.removeprefix("_"), False, f"{type(error).__name__}: {error}", needed=False)]
+        found = redacted(f"{type(error).__name__}: {error}")
+        return [Check(run.__name__.removeprefix("_"), False, found, needed=False)]
 
 
 def _show(checks: list[Check]) -> None:

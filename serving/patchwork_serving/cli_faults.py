@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 import sys
-import traceback
 from collections.abc import Callable
 
 import typer
 
 from patchwork_adapters.errors import AdapterError, RequestStopped, TargetError
+from patchwork_adapters.redaction import redacted, redacted_traceback
 from patchwork_scheduler.errors import NoFeasiblePlan, SchedulerError
 from patchwork_serving.cli_output import note
 from patchwork_serving.errors import ServingError
@@ -55,7 +55,7 @@ def one_line(error: BaseException) -> str:
             text = "stopped"
         case _:
             text = f"internal error: {type(error).__name__}: {error}; --verbose shows where"
-    return " ".join(text.split())
+    return redacted(" ".join(text.split()))
 
 
 def run_reported(action: Callable[[], object], *, verbose: bool = False) -> int:
@@ -82,7 +82,7 @@ def report(error: BaseException, *, verbose: bool) -> int:
     for hint in _hints(error):
         note(hint)
     if verbose:
-        traceback.print_exception(error, file=sys.stderr)
+        sys.stderr.write(redacted_traceback(error))
     return exit_code(error)
 
 

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from patchwork_adapters.redaction import redacted
 from patchwork_serving.cli_apps import store
 from patchwork_serving.cli_output import fact, fact_json, note
 from patchwork_serving.errors import SetupError, UsageError
@@ -105,6 +106,7 @@ class _Reader:
             return  # rotated away
 
     def _show(self, file: LogFile, line: str) -> None:
+        line = redacted(line)
         if self._as_json:
             told = {"app": file.app, "component": file.component, "replica": file.replica, "line": line}
             fact_json(told, indent=None)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
+from patchwork_adapters.redaction import redacted
 from patchwork_serving.errors import UsageError
 
 if TYPE_CHECKING:
@@ -34,8 +35,8 @@ def fact_json(document: Any, *, indent: int | None = 2) -> None:
 
 
 def note(text: str) -> None:
-    """A line beside the answer."""
-    typer.echo(text, err=True)
+    """A line beside the answer; what others' errors say in it may quote a secret."""
+    typer.echo(redacted(text), err=True)
 
 
 def console() -> Console:

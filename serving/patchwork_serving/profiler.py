@@ -12,7 +12,6 @@ import os
 import pickle
 import sys
 import threading
-import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,6 +20,7 @@ from typing import Any
 from patchwork_adapters.checking.cases import case_of
 from patchwork_adapters.errors import AdapterError
 from patchwork_adapters.placement import Placed
+from patchwork_adapters.redaction import redacted, redacted_traceback
 from patchwork_adapters.sample_runs import sample_graph
 from patchwork_adapters.sampling import Sampled, SampledRequest
 from patchwork_adapters.transport import LeafCall
@@ -158,12 +158,11 @@ def main(result: Path) -> int:
         serve_control.connect(task.cluster)
         document: dict[str, Any] = {"profile": asyncio.run(profile(task, progress)).to_json()}
     except (AdapterError, ServingError, SchedulerError) as error:
-        document = {"error": {"type": type(error).__name__, "message": str(error)}}
+        document = {"error": {"type": type(error).__name__, "message": redacted(str(error))}}
     except Exception as error:  # noqa: BLE001  the loop top of a process: the parent tells the person
-        traceback.print_exc()
-        document = {
-            "error": {"type": type(error).__name__, "message": str(error).splitlines()[-1] if str(error) else ""}
-        }
+        sys.stderr.write(redacted_traceback(error))
+        last = redacted(str(error)).splitlines()[-1:]
+        document = {"error": {"type": type(error).__name__, "message": "".join(last)}}
     finally:
         serve_control.disconnect()
     result.write_text(json.dumps(document), encoding="utf-8")

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from patchwork_adapters.errors import DeadlinePassed
+from patchwork_adapters.redaction import redacted, redacted_traceback
 from patchwork_scheduler.model import Call
 from patchwork_scheduler.policies import Policy, rank_at
 from patchwork_scheduler.queue import CallQueue
@@ -272,8 +273,8 @@ def _call_of(frame: CallFrame, estimate: Estimate, now: float) -> Call:
 def error_frame(error: BaseException) -> ErrorFrame:
     """What the caller is told of a failure."""
     if isinstance(error, ServingError | DeadlinePassed):
-        return ErrorFrame(type(error).__name__, str(error), error.status, error.retryable)
-    log.exception("a call failed in the engine", exc_info=error)
+        return ErrorFrame(type(error).__name__, redacted(str(error)), error.status, error.retryable)
+    log.error("a call failed in the engine\n%s", redacted_traceback(error))
     # the message of a foreign exception may quote inputs: name its class only
     return ErrorFrame(
         type(error).__name__, f"{type(error).__name__} in the engine; the replica's log has the traceback", 500, False

@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from patchwork_adapters.errors import AdapterError, RequestCancelled, RequestStopped
+from patchwork_adapters.redaction import redacted
 from patchwork_serving.errors import ServingError
 
 logger = logging.getLogger(__name__)
@@ -162,7 +163,7 @@ def _fault(error: AdapterError | RequestStopped | ServingError, message: str) ->
     return Fault(
         status=_CONTRACT_STATUS.get(error.status, error.status),
         type=type(error).__name__,
-        message=message,
+        message=redacted(message),
         stage=getattr(error, "stage", None) or getattr(error, "component", None) or "chain",
         retryable=error.retryable,
         retry_after_s=getattr(error, "retry_after_s", _RETRY_AFTER_S if error.status in (429, 503) else None),
@@ -195,4 +196,4 @@ def log_unexpected(fault: Fault, error: BaseException, run_id: str | None) -> No
     if fault.status != 500:
         return
     frames = "".join(traceback.format_list(traceback.extract_tb(error.__traceback__)))
-    logger.error("run %s raised %s at\n%s", run_id, type(error).__name__, frames)
+    logger.error("run %s raised %s at\n%s", run_id, type(error).__name__, redacted(frames))  # lines of code, too

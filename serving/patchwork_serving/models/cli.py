@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from patchwork_adapters.redaction import redacted
+
 if TYPE_CHECKING:
     from patchwork_serving.config import Config
     from patchwork_serving.models.registry import ResolvedModel
@@ -46,7 +48,7 @@ def list_(config: ConfigFile = None, as_json: AsJson = False, verbose: Verbose =
     for model in models:
         ready = "yes" if model.path is not None or model.engine in ("external", "emulated") else "no"
         table.add_row(
-            model.name, model.kind, model.engine, _size(model.size), model.license or "", ready, model.source
+            model.name, model.kind, model.engine, _size(model.size), model.license or "", ready, redacted(model.source)
         )  # fmt: skip
     console().print(table)
 
@@ -126,7 +128,7 @@ def _document(model: ResolvedModel) -> dict[str, Any]:
         "name": model.name,
         "kind": model.kind,
         "engine": model.engine,
-        "source": model.source,
+        "source": redacted(model.source),
         "license": model.license,
         "size_bytes": model.size,
         "ready": model.path is not None or model.engine in ("external", "emulated"),

@@ -19,6 +19,7 @@ from opentelemetry.sdk.trace.export import BatchSpanProcessor, ConsoleSpanExport
 from opentelemetry.sdk.trace.sampling import ALWAYS_OFF, Sampler, _get_from_env_or_default
 from opentelemetry.trace import Tracer
 
+from patchwork_adapters.redaction import redacted
 from patchwork_serving.errors import ConfigError, MissingExtra
 from patchwork_serving.telemetry import names
 from patchwork_serving.telemetry.collector import Collector, RecordWanted
@@ -121,7 +122,7 @@ def _exporters_from_environment() -> list[SpanExporter]:
         try:
             exporters.append(ConsoleSpanExporter() if name == "console" else _otlp_exporter())
         except Exception as error:  # noqa: BLE001 telemetry cannot hurt: serving goes on without this exporter
-            logger.warning("no trace export to %s: %s", name, error)
+            logger.warning("no trace export to %s: %s", name, redacted(str(error)))
     return exporters
 
 
