@@ -28,6 +28,9 @@ ReplicasOf = Callable[[str], tuple[str, ...]]
 MAX_SITES = 512
 
 
+_AT_THE_DOOR = State(START)
+
+
 def _none_known(component: str) -> tuple[str, ...]:
     return ()
 
@@ -105,7 +108,9 @@ class Scheduling:
         """Whether a request may come in now; if admitted it is in, until :meth:`finished`. ``weight``: inputs of a batch."""
         with self._lock:
             promised = self._classes.get(slo) or SloClass(slo, max(deadline - now, 1e-9))
-            ahead = self._occupied(self._estimates.ahead(State(START)), weight)
+            known = self._estimates.ahead(_AT_THE_DOOR)
+            demand = self._occupied(known, weight)
+            ahead = Ahead(known.work_s, known.high_work_s, known.time_s, demand, known.samples)
             decision = self._door.decide(
                 run_id, promised, ahead, now, deadline,
                 behind_s=self._behind_s(ahead, now), at_risk=self._holds and self._is_at_risk(now),
@@ -145,8 +150,7 @@ class Scheduling:
                 stay, is_new = journey.begin(site, call.component, now)
                 ahead = self._estimates.ahead(stay.state)
                 if is_new:
-                    demand = self._occupied(ahead, journey.weight).demand
-                    self._door.admission.proceeded(run_id, demand, call.component)
+                    self._door.admission.proceeded(run_id, self._occupied(ahead, journey.weight), call.component)
             work_s = max((ahead or self._estimates.ahead(State(site))).work_s, predicted.alone_s)
             due = (
                 None if request is None else request.deadline if request.slo_deadline is None else request.slo_deadline
@@ -296,17 +300,16 @@ class Scheduling:
             self._door.admission.set_replicas({component: len(names) / self._ingresses})
         return replicas
 
-    def _occupied(self, ahead: Ahead, weight: int) -> Ahead:
-        """What is ahead of so many inputs of a batch, by how much it delays others.
+    def _occupied(self, ahead: Ahead, weight: int) -> dict[str, float]:
+        """The demand of so many inputs of a batch, by how much it delays others.
 
         Demand is learnt in seconds alone, and what these are worth in company is put in here: it changes faster than requests end.
         """
         costs = self._costs
-        demand = {
+        return {
             name: weight * seconds * (costs[name].ratio if name in costs else 1.0)
             for name, seconds in ahead.demand.items()
         }
-        return Ahead(ahead.work_s, ahead.high_work_s, ahead.time_s, demand, ahead.samples)
 
     def _behind_s(self, ahead: Ahead, now: float) -> float:
         """Work waiting in the replicas, that of other doors included."""

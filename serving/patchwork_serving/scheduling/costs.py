@@ -126,7 +126,7 @@ class CallCosts:
         self.ratio = 1.0  #: occupied over alone seconds, over all sites as they are now
         self._most = most
         self._cost = cost
-        self._max_batch = max_batch
+        self._per_item_s = cost.per_item_s(max_batch) if isinstance(cost, BatchCost) else 0.0
         self._sites: dict[str, _Seen] = {}
         self._all = _Seen()
         self._calls, self._weighted = (
@@ -160,16 +160,15 @@ class CallCosts:
         """What is expected of a call; a site never seen is answered from the component's other sites."""
         size = max(size, 1)
         seen = self._sites.get(site, self._all)
-        prompt = round(seen.tokens_per_byte.mean * payload_bytes)
-        output = round(seen.output_tokens.mean)
+        prompt, output = round(seen.tokens_per_byte.mean * payload_bytes), round(seen.output_tokens.mean)
         cost = self._cost
-        if isinstance(cost, BatchCost):
-            alone = cost(size)
-            return Predicted(alone, min(alone, cost.per_item_s(self._max_batch) * size), prompt, output)
-        if cost is not None and prompt:
+        if cost is None or (not prompt and isinstance(cost, TokenCost)):
+            alone, occupied = seen.alone_s(size), seen.occupied_s(size)
+        elif isinstance(cost, BatchCost):
+            alone, occupied = cost(size), self._per_item_s * size
+        else:
             return Predicted(cost.alone_s(prompt, output), cost.occupied_s(prompt, output), prompt, output)
-        alone = seen.alone_s(size)
-        return Predicted(alone, min(alone, seen.occupied_s(size)), prompt, output)
+        return Predicted(alone, occupied if occupied < alone else alone, prompt, output)
 
     def _of(self, site: str) -> _Seen:
         seen = self._sites.get(site)
