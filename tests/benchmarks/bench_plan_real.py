@@ -35,8 +35,8 @@ from patchwork_scheduler.plan_model import Fixed, Goal, Plan
 from patchwork_scheduler.profile_model import ComponentProfile, Profile
 from patchwork_scheduler.resources import Resources
 from patchwork_serving.components import measuring
-from patchwork_serving.components.emulated import EmulatedLlm
 from patchwork_serving.components.emulated_factory import build_emulated, in_its_time
+from patchwork_serving.components.emulated_llm import EmulatedLlm
 from patchwork_serving.config import Config, load_config
 from patchwork_serving.profiling import Search, Sweep
 from patchwork_serving.release import ComponentSpec

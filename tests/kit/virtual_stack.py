@@ -22,7 +22,8 @@ from patchwork_scheduler.policies import policy_by_name
 from patchwork_scheduler.queue import CallQueue
 from patchwork_serving.components.batch_host import BatchHost
 from patchwork_serving.components.continuous_host import ContinuousHost
-from patchwork_serving.components.emulated import BatchTimes, EmulatedEmbedder, EmulatedLlm
+from patchwork_serving.components.emulated import BatchTimes, EmulatedEmbedder
+from patchwork_serving.components.emulated_llm import EmulatedLlm
 from patchwork_serving.components.emulated_replies import Wish
 from patchwork_serving.components.host import ComponentHost
 from patchwork_serving.scheduling import Scheduling

@@ -8,13 +8,8 @@ from typing import Any
 
 from patchwork_scheduler.cost import TokenCost
 from patchwork_scheduler.errors import IncompleteProfile
-from patchwork_serving.components.emulated import (
-    BatchTimes,
-    EmulatedEmbedder,
-    EmulatedLlm,
-    EmulatedReranker,
-    EmulatedTime,
-)
+from patchwork_serving.components.emulated import BatchTimes, EmulatedEmbedder, EmulatedReranker, EmulatedTime
+from patchwork_serving.components.emulated_llm import EmulatedLlm
 from patchwork_serving.components.emulated_profiles import checked_rows
 from patchwork_serving.components.emulated_replies import Wish
 from patchwork_serving.components.engine import BatchEngine, ContinuousEngine

@@ -16,7 +16,7 @@ from patchwork_adapters import codec
 from patchwork_adapters.protocol import HttpRequest, encode_request
 from patchwork_scheduler.cost import TokenCost
 from patchwork_serving.components.continuous_host import ContinuousHost
-from patchwork_serving.components.emulated import EmulatedLlm
+from patchwork_serving.components.emulated_llm import EmulatedLlm
 from patchwork_serving.components.emulated_profiles import load_profile
 from patchwork_serving.components.emulated_replies import Wish
 from patchwork_serving.components.hosting import host_of

@@ -17,8 +17,9 @@ from patchwork_adapters import codec
 from patchwork_adapters.protocol import HttpRequest, decode_response, encode_request
 from patchwork_adapters.transport import Kind
 from patchwork_scheduler.cost import BatchCost, TokenCost, fit_cost
-from patchwork_serving.components.emulated import BatchTimes, EmulatedEmbedder, EmulatedLlm, EmulatedTime
+from patchwork_serving.components.emulated import BatchTimes, EmulatedEmbedder, EmulatedTime
 from patchwork_serving.components.emulated_factory import build_emulated
+from patchwork_serving.components.emulated_llm import EmulatedLlm
 from patchwork_serving.components.emulated_profiles import bundled_names, emulation, load_profile
 from patchwork_serving.components.emulated_replies import Wish, answer_of, tokens_of
 from patchwork_serving.components.engine import SILENT, BatchEngine, ContinuousEngine, EngineCall
