@@ -11,7 +11,7 @@ import inspect
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import aclosing, contextmanager
+from contextlib import aclosing, closing, contextmanager, nullcontext
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from typing import Any
@@ -25,6 +25,7 @@ from patchwork_adapters.sampling import SampledCall
 from patchwork_adapters.tokens import Usage, usage_of
 from patchwork_adapters.walk import Leaf
 
+_END = object()
 #: The innermost call under way.
 _AROUND: ContextVar[_Open | None] = ContextVar("patchwork_probed_call", default=None)
 
@@ -239,13 +240,8 @@ def _wrapper(original: Any, open_: _Opener) -> Any:
         @functools.wraps(original)
         async def coroutine(self: Any, *args: Any, **kwargs: Any) -> Any:
             opened = open_(self, args, kwargs)
-            try:
-                with _inside(opened):
-                    value = await original.__get__(self)(*args, **kwargs)
-            except BaseException as error:
-                if opened is not None:
-                    opened.close(error)
-                raise
+            with _failing(opened), _inside(opened):
+                value = await original.__get__(self)(*args, **kwargs)
             return _later(value, opened)
 
         return coroutine
@@ -253,13 +249,8 @@ def _wrapper(original: Any, open_: _Opener) -> Any:
     @functools.wraps(original)
     def function(self: Any, *args: Any, **kwargs: Any) -> Any:
         opened = open_(self, args, kwargs)
-        try:
-            with _inside(opened):
-                value = original.__get__(self)(*args, **kwargs)
-        except BaseException as error:
-            if opened is not None:
-                opened.close(error)
-            raise
+        with _failing(opened), _inside(opened):
+            value = original.__get__(self)(*args, **kwargs)
         return _later(value, opened)
 
     return function
@@ -280,44 +271,50 @@ def _later(value: Any, opened: _Open | None) -> Any:
 
 
 def _chunks(chunks: Any, opened: _Open | None) -> Any:
-    failed: BaseException | None = None
-    try:
+    with _read(opened), closing(chunks) if hasattr(chunks, "close") else nullcontext():
         while True:
             with _inside(opened):
-                try:
-                    chunk = next(chunks)
-                except StopIteration:
-                    return
-            if opened is not None:
-                opened.see(chunk, is_chunk=True)
+                chunk = next(chunks, _END)
+            if chunk is _END:
+                return
+            _see(opened, chunk)
             yield chunk
-    except BaseException as error:
-        failed = None if isinstance(error, GeneratorExit) else error
-        raise
-    finally:
-        if hasattr(chunks, "close"):
-            chunks.close()
-        if opened is not None:
-            opened.close(failed)
 
 
 async def _chunks_async(chunks: Any, opened: _Open | None) -> Any:
-    failed: BaseException | None = None
-    try:
-        while True:
-            with _inside(opened):
-                try:
-                    chunk = await anext(chunks)
-                except StopAsyncIteration:
+    with _read(opened):
+        async with aclosing(chunks) if hasattr(chunks, "aclose") else nullcontext():
+            while True:
+                with _inside(opened):
+                    chunk = await anext(chunks, _END)
+                if chunk is _END:
                     return
-            if opened is not None:
-                opened.see(chunk, is_chunk=True)
-            yield chunk
+                _see(opened, chunk)
+                yield chunk
+
+
+def _see(opened: _Open | None, chunk: Any) -> None:
+    if opened is not None:
+        opened.see(chunk, is_chunk=True)
+
+
+@contextmanager
+def _failing(opened: _Open | None) -> Iterator[None]:
+    """Closes the call when the block raises; a stream that its reader left early has not failed."""
+    try:
+        yield
     except BaseException as error:
-        failed = None if isinstance(error, GeneratorExit) else error
-        raise
-    finally:
-        if hasattr(chunks, "aclose"):
-            await chunks.aclose()
         if opened is not None:
-            opened.close(failed)
+            opened.close(None if isinstance(error, GeneratorExit) else error)
+        raise
+
+
+@contextmanager
+def _read(opened: _Open | None) -> Iterator[None]:
+    """Closes the call when its stream ends."""
+    try:
+        with _failing(opened):
+            yield
+    finally:
+        if opened is not None:
+            opened.close()

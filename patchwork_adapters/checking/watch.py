@@ -10,7 +10,7 @@ import inspect
 import itertools
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import aclosing, closing, contextmanager, nullcontext
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
@@ -23,6 +23,7 @@ from patchwork_adapters.walk import Leaf
 SERVED: ContextVar[str | None] = ContextVar("patchwork_served_leaf", default=None)
 
 
+_END = object()
 #: Stands first in the answer of a method that returned a stream.
 _STREAM = ("a stream of patchwork's check",)
 NEW = "a new "  #: starts the name of an object that is no leaf of the chain
@@ -252,42 +253,39 @@ async def _async(chunks: Iterator[Any]) -> Any:
 
 def _chunks(chunks: Any, call: _Call) -> Any:
     seen: list[Plain] = []
-    try:
+    with _told(call, seen), closing(chunks) if hasattr(chunks, "close") else nullcontext():
         while True:
             with call.running():
-                try:
-                    chunk = next(chunks)
-                except StopIteration:
-                    break
-            call.note(chunk)
-            seen.append(plain(chunk))
+                chunk = next(chunks, _END)
+            if chunk is _END:
+                return
+            _note(call, seen, chunk)
             yield chunk
-    except GeneratorExit as error:  # left early: not the whole answer
-        call.answer = None
-        call.end({"yielded": seen, "raised": plain(error)})
-        raise
-    except BaseException as error:
-        call.note(error)
-        call.end({"yielded": seen, "raised": plain(error)})
-        raise
-    finally:
-        if hasattr(chunks, "close"):
-            chunks.close()
-    call.end({"yielded": seen})
 
 
 async def _chunks_async(chunks: Any, call: _Call) -> Any:
     seen: list[Plain] = []
+    with _told(call, seen):
+        async with aclosing(chunks) if hasattr(chunks, "aclose") else nullcontext():
+            while True:
+                with call.running():
+                    chunk = await anext(chunks, _END)
+                if chunk is _END:
+                    return
+                _note(call, seen, chunk)
+                yield chunk
+
+
+def _note(call: _Call, seen: list[Plain], chunk: Any) -> None:
+    call.note(chunk)
+    seen.append(plain(chunk))
+
+
+@contextmanager
+def _told(call: _Call, seen: list[Plain]) -> Iterator[None]:
+    """Ends the call with what it yielded, and with what it raised."""
     try:
-        while True:
-            with call.running():
-                try:
-                    chunk = await anext(chunks)
-                except StopAsyncIteration:
-                    break
-            call.note(chunk)
-            seen.append(plain(chunk))
-            yield chunk
+        yield
     except GeneratorExit as error:  # left early: not the whole answer
         call.answer = None
         call.end({"yielded": seen, "raised": plain(error)})
@@ -296,7 +294,4 @@ async def _chunks_async(chunks: Any, call: _Call) -> Any:
         call.note(error)
         call.end({"yielded": seen, "raised": plain(error)})
         raise
-    finally:
-        if hasattr(chunks, "aclose"):
-            await chunks.aclose()
     call.end({"yielded": seen})

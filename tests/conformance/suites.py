@@ -10,10 +10,6 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from langchain_core.embeddings import Embeddings
-from langchain_core.language_models.chat_models import BaseChatModel
-from langchain_core.retrievers import BaseRetriever
-from langchain_core.tools import BaseTool
 from langchain_core.vectorstores import InMemoryVectorStore, VectorStore
 from langchain_tests.integration_tests import (
     ChatModelIntegrationTests,
@@ -57,68 +53,23 @@ def calls_went_away(request: pytest.FixtureRequest) -> Iterator[None]:
         assert num_calls() > before
 
 
-class TestModelUnit(ChatModelUnitTests):
-    @property
-    def chat_model_class(self) -> type[BaseChatModel]:
-        return Model
-
-    @property
-    def chat_model_params(self) -> dict[str, Any]:
-        return {"model": "standard"}
+def _pair(name: str, suite: type, subject: str, cls: type, **more: Any) -> None:
+    """``Test{name}`` of the user's class, which the suite calls its ``subject``, and ``Test{name}Swapped`` of the generated one."""
+    original = type(f"Test{name}", (suite,), {"__module__": __name__, subject: cls, **more})
+    away = {"__module__": __name__, subject: property(lambda self: generated(cls))}
+    globals().update({original.__name__: original, f"Test{name}Swapped": type(f"Test{name}Swapped", (original,), away)})
 
 
-class TestModelUnitSwapped(TestModelUnit):
-    @property
-    def chat_model_class(self) -> type[BaseChatModel]:
-        return generated(Model)
-
-
-class TestModel(ChatModelIntegrationTests):
-    @property
-    def chat_model_class(self) -> type[BaseChatModel]:
-        return Model
-
-    @property
-    def chat_model_params(self) -> dict[str, Any]:
-        return {"model": "standard"}
-
-    @property
-    def supports_json_mode(self) -> bool:
-        return True
-
-
-class TestModelSwapped(TestModel):
-    @property
-    def chat_model_class(self) -> type[BaseChatModel]:
-        return generated(Model)
-
-
-class TestEmbeddingsUnit(EmbeddingsUnitTests):
-    @property
-    def embeddings_class(self) -> type[Embeddings]:
-        return Hashes
-
-
-class TestEmbeddingsUnitSwapped(TestEmbeddingsUnit):
-    @property
-    def embeddings_class(self) -> type[Embeddings]:
-        return generated(Hashes)
-
-
-class TestEmbeddings(EmbeddingsIntegrationTests):
-    @property
-    def embeddings_class(self) -> type[Embeddings]:
-        return Hashes
-
-    @property
-    def embedding_model_params(self) -> dict[str, Any]:
-        return {"size": 8}
-
-
-class TestEmbeddingsSwapped(TestEmbeddings):
-    @property
-    def embeddings_class(self) -> type[Embeddings]:
-        return generated(Hashes)
+_MODEL: dict[str, Any] = {"chat_model_params": {"model": "standard"}}
+_TOOL: dict[str, Any] = {"tool_invoke_params_example": {"a": 2, "b": 3}}
+_pair("ModelUnit", ChatModelUnitTests, "chat_model_class", Model, **_MODEL)
+_pair("Model", ChatModelIntegrationTests, "chat_model_class", Model, **_MODEL, supports_json_mode=True)
+_pair("EmbeddingsUnit", EmbeddingsUnitTests, "embeddings_class", Hashes)
+_pair("Embeddings", EmbeddingsIntegrationTests, "embeddings_class", Hashes, embedding_model_params={"size": 8})
+_pair("Retriever", RetrieversIntegrationTests, "retriever_constructor", Shelf, retriever_query_example="apples")
+_pair("ToolUnit", ToolsUnitTests, "tool_constructor", Adder, **_TOOL)
+_pair("Tool", ToolsIntegrationTests, "tool_constructor", Adder, **_TOOL)
+_pair("AsyncTool", ToolsIntegrationTests, "tool_constructor", AsyncAdder, **_TOOL)
 
 
 class TestStore(VectorStoreIntegrationTests):
@@ -134,67 +85,3 @@ class TestStoreSwapped(TestStore):
         with swapped(store, None) as cluster:
             CLUSTERS[type(store)] = cluster
             yield store
-
-
-class TestRetriever(RetrieversIntegrationTests):
-    @property
-    def retriever_constructor(self) -> type[BaseRetriever]:
-        return Shelf
-
-    @property
-    def retriever_query_example(self) -> str:
-        return "apples"
-
-
-class TestRetrieverSwapped(TestRetriever):
-    @property
-    def retriever_constructor(self) -> type[BaseRetriever]:
-        return generated(Shelf)
-
-
-class TestToolUnit(ToolsUnitTests):
-    @property
-    def tool_constructor(self) -> type[BaseTool]:
-        return Adder
-
-    @property
-    def tool_invoke_params_example(self) -> dict[str, Any]:
-        return {"a": 2, "b": 3}
-
-
-class TestToolUnitSwapped(TestToolUnit):
-    @property
-    def tool_constructor(self) -> type[BaseTool]:
-        return generated(Adder)
-
-
-class TestTool(ToolsIntegrationTests):
-    @property
-    def tool_constructor(self) -> type[BaseTool]:
-        return Adder
-
-    @property
-    def tool_invoke_params_example(self) -> dict[str, Any]:
-        return {"a": 2, "b": 3}
-
-
-class TestToolSwapped(TestTool):
-    @property
-    def tool_constructor(self) -> type[BaseTool]:
-        return generated(Adder)
-
-
-class TestAsyncTool(ToolsIntegrationTests):
-    @property
-    def tool_constructor(self) -> type[BaseTool]:
-        return AsyncAdder
-
-    @property
-    def tool_invoke_params_example(self) -> dict[str, Any]:
-        return {"a": 2, "b": 3}
-
-
-class TestAsyncToolSwapped(TestAsyncTool):
-    @property
-    def tool_constructor(self) -> type[BaseTool]:
-        return generated(AsyncAdder)
