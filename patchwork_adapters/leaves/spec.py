@@ -109,7 +109,7 @@ def register_construct_hook(hook: ConstructHook) -> None:
 
 
 def install_construct_hooks() -> Undo:
-    """In orchestrators and in replicas that run engines: heavy constructors build light objects from now on. Returns how to undo it."""
+    """In orchestrators, and in replicas of some leaves: heavy constructors build light objects from now on. Returns how to undo it."""
     _load_families()
     undo = [when_imported(hook.module, hook.install) for hook in _hooks]
 

@@ -10,6 +10,7 @@ import asyncio
 import dataclasses
 import hashlib
 import json
+import logging
 import os
 import signal
 import sys
@@ -20,7 +21,7 @@ from typing import Any
 from patchwork_adapters.bridge import Bridge
 from patchwork_adapters.checking.cases import parse_cases
 from patchwork_adapters.connection import deployed_here
-from patchwork_adapters.errors import AdapterError
+from patchwork_adapters.errors import AdapterError, CodecError
 from patchwork_adapters.graph import Component, ComponentGraph
 from patchwork_adapters.import_calls import ImportCalls
 from patchwork_adapters.openai_cut import OpenAICut
@@ -43,6 +44,8 @@ from patchwork_serving.models.local import LocalEngines
 from patchwork_serving.models.registry import resolve
 from patchwork_serving.progress import JsonProgress, ProgressSink, step
 from patchwork_serving.release import ComponentSpec, Release
+
+log = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -91,13 +94,22 @@ def build(request: BuildRequest, folder: Path, progress: ProgressSink) -> dict[s
     return {"release": release.to_json(), "dsn": dsn}
 
 
+def _kept_record(file: Path) -> ImportRecord:
+    """What the last build of this module kept. It can be made again: one of another version, or a damaged one, counts as none."""
+    try:
+        return ImportRecord.load(file)
+    except CodecError as error:
+        log.warning("%s: %s; the module's import is recorded anew", file, error)
+        return ImportRecord()
+
+
 def _take_apart(request: BuildRequest, config: Config, paths: Paths, target: Target, progress: ProgressSink) -> _Taken:
     deployed_here()
     _check_models(config, paths)  # while importing, a model that is not found would be taken for a hosted one
     router = ImportRouter(config, paths)
     engines = LocalEngines(config, paths, progress)
     record_file = paths.records / f"{_record_name(target, config)}.record"
-    record = ImportRecord.load(record_file)
+    record = _kept_record(record_file)
     recording = RecordingTransport(engines, record)
     bridge = Bridge(recording)
     cut = OpenAICut(bridge, router)

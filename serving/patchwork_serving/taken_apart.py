@@ -59,17 +59,16 @@ def take_apart(
     cut = OpenAICut(bridge, ModelRouter.of(release), external=external_calls(release, bridge, observer))
     cut.install()
     undo.append(cut.undo)
-    engines = {leaf for spec in release.components if spec.way == "engine" for leaf in spec.leaves}
-    if engines - keep:
+    elsewhere = {leaf for spec in release.components if spec.way in ("engine", "own") for leaf in spec.leaves} - keep
+    if elsewhere:  # their weights are not loaded here; what is kept loads its own at its first call
         undo.append(install_construct_hooks())
     try:
         with ImportCalls(record, is_recording=False).watching():
             loaded = load_target(_here(release))
         walk = find_leaves(loaded.chain, loaded.module, loaded.root)
-        if not engines - keep and any(leaf.late is not None for leaf in walk.leaves):
-            undo.append(
-                install_construct_hooks()
-            )  # what is constructed on each call must not load its weights on each call
+        if not elsewhere and any(leaf.late is not None for leaf in walk.leaves):
+            # what is constructed on each call must not load its weights on each call
+            undo.append(install_construct_hooks())
         assignments = {path: a for path, a in assignments_of(release).items() if path not in keep}
         _check(walk, assignments)
         swapped = swap(walk.leaves, assignments, bridge, cut=cut, late_classes=walk.late_classes)
