@@ -8,6 +8,7 @@ AdapterError
 │   ├── NoChainFound
 │   └── SeveralChainsFound
 ├── CodecError                  a value cannot cross a process boundary
+│   ├── AnotherVersion          it was written by another version of Patchwork
 │   └── NotExact                it would cross, but not arrive as it was; found in strict mode only
 └── ComponentError              a leaf call could not be carried out by its component
     ├── ComponentUnavailable    no replica answered; retryable
@@ -60,6 +61,10 @@ class SeveralChainsFound(TargetError):
 
 class CodecError(AdapterError):
     title = "a value cannot cross a process boundary"
+
+
+class AnotherVersion(CodecError):
+    title = "a file is of another version of Patchwork"
 
 
 class NotExact(CodecError):

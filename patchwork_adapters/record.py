@@ -18,7 +18,7 @@ from pathlib import Path
 import msgpack
 
 from patchwork_adapters.codec import outcome_to_keep
-from patchwork_adapters.errors import CodecError, ComponentUnavailable
+from patchwork_adapters.errors import AnotherVersion, CodecError, ComponentUnavailable
 from patchwork_adapters.protocol import decode_request
 from patchwork_adapters.transport import LeafCall, Transport
 
@@ -74,7 +74,7 @@ class ImportRecord:
 
     @classmethod
     def from_bytes(cls, data: bytes) -> ImportRecord:
-        """Raises CodecError when the bytes are no record of this version."""
+        """Raises CodecError when the bytes are no record, AnotherVersion when they are one of another version."""
         record = cls()
         if not data:
             return record
@@ -83,7 +83,7 @@ class ImportRecord:
         except (ValueError, TypeError, msgpack.UnpackException) as error:
             raise CodecError("these bytes are not an import record; build again") from error
         if form != _FORMAT:
-            raise CodecError(f"this import record is of another version ({form!r}); build again")
+            raise AnotherVersion(f"this import record is of another version ({form!r}); build again")
         record._frames = frames
         return record
 
@@ -106,12 +106,11 @@ class ImportRecord:
 
     @classmethod
     def load(cls, path: Path) -> ImportRecord:
-        """An empty record when there is no file; CodecError when it is damaged."""
+        """An empty record when there is no file, or one of another version (it is a cache); CodecError when it is damaged."""
         try:
-            data = path.read_bytes()
-        except FileNotFoundError:
+            return cls.from_bytes(path.read_bytes())
+        except (FileNotFoundError, AnotherVersion):
             return cls()
-        return cls.from_bytes(data)
 
 
 class RecordingTransport:

@@ -6,9 +6,10 @@ import json
 from collections.abc import AsyncIterator
 from pathlib import Path
 
+import msgpack
 import pytest
 
-from patchwork_adapters.errors import CodecError, ComponentUnavailable
+from patchwork_adapters.errors import AnotherVersion, CodecError, ComponentUnavailable
 from patchwork_adapters.protocol import HttpRequest, encode_request
 from patchwork_adapters.record import ImportRecord, RecordingTransport, ReplayTransport
 from patchwork_adapters.transport import LeafCall, Transport
@@ -97,6 +98,14 @@ async def test_a_record_is_saved_whole_and_holds_no_secret(tmp_path: Path) -> No
         assert secret not in path.read_bytes()
     assert ImportRecord.load(path).get(embed("a secret question")) == [b"reply 1"]
     assert record.num_bytes == 7
+
+
+def test_a_record_that_another_version_wrote_is_made_anew(tmp_path: Path) -> None:
+    data = msgpack.packb(["patchwork-record-0", {"key": [b"frame"]}])
+    (tmp_path / "old").write_bytes(data)
+    assert len(ImportRecord.load(tmp_path / "old")) == 0
+    with pytest.raises(AnotherVersion, match="of another version"):
+        ImportRecord.from_bytes(data)  # between processes of one deployment that would be a fault
 
 
 def test_no_file_is_an_empty_record_and_a_damaged_one_an_error(tmp_path: Path) -> None:
