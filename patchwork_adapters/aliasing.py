@@ -7,7 +7,7 @@ objects of the arguments in the result; the caller's side changes its own object
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -73,24 +73,28 @@ class Arguments:
             _set_state(self._objects[number], self._each(state, self._resolve))
         return self._each(outcome.result, self._resolve)
 
-    def _collect(self, value: Any) -> None:
-        kind: type = type(value)
-        if kind in _ATOMS:
-            return
-        if isinstance(value, tuple):
-            inner: Any = value
-        else:
-            fields = value if kind is list or kind is dict else value.__dict__ if _carries_data(kind) else None
-            if fields is None or id(value) in self._numbers:
-                return
-            self._numbers[id(value)] = len(self._objects)
-            self._objects.append(value)
-            inner = fields if kind is list else fields.values()
-            if kind is list and _ATOMS.issuperset(map(type, inner)):  # a vector
-                return
-        for item in inner:
-            if type(item) not in _ATOMS:
-                self._collect(item)
+    def _collect(self, root: Any) -> None:
+        """The objects inside ``root``, each before those inside of it."""
+        numbers, objects = self._numbers, self._objects
+        carries_data: Callable[[type], bool] = _carries_data
+
+        def visit(value: Any, kind: type) -> None:
+            if issubclass(kind, tuple):
+                items: Any = value
+            else:
+                fields = value if kind is list or kind is dict else value.__dict__ if carries_data(kind) else None
+                if fields is None or id(value) in numbers:
+                    return
+                numbers[id(value)] = len(objects)
+                objects.append(value)
+                items = value if kind is list else fields.values()
+                if kind is list and _ATOMS.issuperset(map(type, items)):  # a vector, or empty
+                    return
+            for item in items:
+                if (inside := type(item)) not in _ATOMS:
+                    visit(item, inside)
+
+        visit(root, type(root))
 
     def _state(self, obj: Any) -> Any:
         if type(obj) is list:
@@ -131,10 +135,10 @@ def _fields(value: Any) -> dict[str, Any] | None:
 
 
 @functools.lru_cache(maxsize=4096)
-def _carries_data(cls: Hashable) -> bool:
+def _carries_data(cls: type) -> bool:
     """Whether objects carry data between stages: pydantic models, and dataclasses without slots."""
     has_fields = hasattr(cls, "__pydantic_fields__") or hasattr(cls, "__dataclass_fields__")
-    return isinstance(cls, type) and has_fields and not issubclass(cls, type) and cls.__dictoffset__ != 0
+    return has_fields and not issubclass(cls, type) and cls.__dictoffset__ != 0
 
 
 def _set_state(obj: Any, state: Any) -> None:

@@ -30,6 +30,7 @@ from patchwork_adapters.protocol import (
     decode_response,
     encode_request,
     json_object,
+    kept_headers,
     split_url,
     work_items,
 )
@@ -183,7 +184,7 @@ class _Cut:
             component=component,
             leaf=leaf,
             method=f"POST {path}",
-            payload=encode_request(HttpRequest("POST", path, dict(request.headers), body)),
+            payload=encode_request(HttpRequest("POST", path, kept_headers(request.headers.raw), body)),
             stream=document.get("stream") is True,
             site=site_of(leaf or component),
             size=work_items(path, document),

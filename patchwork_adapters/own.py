@@ -154,7 +154,11 @@ def baseline_of(obj: Any) -> dict[str, Any]:
 def _changed_fields(obj: Any, binding: Binding) -> dict[str, Any]:
     fields = getattr(obj, "__dict__", {})
     baseline = binding.baseline
-    changed = {name: value for name, value in fields.items() if _differs(value, baseline.get(name, _END))}
+    changed = {
+        name: value
+        for name, value in fields.items()
+        if value is not (before := baseline.get(name, _END)) and _differs(value, before)
+    }
     return {
         name: value
         for name, value in changed.items()
@@ -168,8 +172,6 @@ def _is_cached(cls: type, name: str) -> bool:
 
 
 def _differs(value: Any, before: Any) -> bool:
-    if value is before:
-        return False
     if type(value) is not type(before):
         return True
     same = value == before

@@ -7,7 +7,7 @@ cookies and whatever else a client sends never get past :func:`encode_request`.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -45,6 +45,15 @@ class Router(Protocol):
     def __call__(self, base_url: str, path: str, model: str | None) -> str | None:
         """A component id, or None to let the client send the request where it would have gone."""
         ...
+
+
+def kept_headers(raw: Iterable[tuple[bytes, bytes]]) -> dict[str, str]:
+    """Those that cross, of a client's request as it has them: its other headers need not be read."""
+    return {
+        name: value.decode("ascii", "replace")
+        for key, value in raw
+        if (name := key.decode("ascii", "replace").lower()) in _KEPT_HEADERS
+    }
 
 
 def encode_request(request: HttpRequest) -> bytes:

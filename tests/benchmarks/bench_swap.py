@@ -5,7 +5,8 @@
 ``call_us``: medians of both, taken in turns, and their difference: what encoding, the way to the I/O loop and back, and decoding add.
 The transport answers at once with bytes made before. Each call is part of a request with a deadline, and its call-site is followed.
 ``async``: awaited on a loop; ``thread``: called synchronously in a thread without a loop; ``portal``: called synchronously on a loop whose
-tasks have portals. The originals do nothing but answer (``swap_leaves``), but for the exported store, whose search is the framework's own.
+tasks have portals. The originals do nothing but answer (``swap_leaves``), but for the exported store, whose search is the
+framework's own, and ``ChatOpenAI``, whose client builds and parses HTTP on both sides.
 ``load_average`` above the number of cores says that others used the machine: medians are then higher than the swap alone makes them.
 ``over_p10`` compares the tenth percentiles: calls that nobody disturbed. ``codec_us``: there and back. ``site_us``: what finding a call's
 place takes in chains that run. ``shapes_s``: seconds of processor time for finding the leaves of a chain and swapping them, classes
@@ -29,7 +30,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from benchmarks.swap_leaves import ANSWER, CASES, FOUND, VECTOR
+from benchmarks.swap_leaves import ANSWER, ASKED, CASES, FOUND, HTTP_ANSWER, VECTOR, openai_model
 from kit.twins import Twins, leaf_of
 from patchwork_adapters import binding, codec, sites
 from patchwork_adapters import swap as swapping
@@ -38,8 +39,10 @@ from patchwork_adapters.bridge import Bridge, install_portal
 from patchwork_adapters.checking.sides import placement_of
 from patchwork_adapters.checking.twin import Collections
 from patchwork_adapters.context import RequestContext, request_context
+from patchwork_adapters.openai_cut import OpenAICut
 from patchwork_adapters.own import OwnLeafRunner
 from patchwork_adapters.placement import place
+from patchwork_adapters.protocol import HttpResponse, encode_response
 from patchwork_adapters.stores import export
 from patchwork_adapters.target import load_target, parse_target
 from patchwork_adapters.transport import LeafCall
@@ -165,6 +168,48 @@ def calls(only: str) -> dict[str, dict[str, float]]:
     return found
 
 
+@contextmanager
+def cut(model: Any) -> Iterator[Any]:
+    """A ChatOpenAI whose requests go to a component, as :func:`moved`."""
+    reply = encode_response(HttpResponse(200, {"content-type": "application/json"}, HTTP_ANSWER))
+
+    class Engine:
+        async def call(self, call: LeafCall) -> bytes:
+            return reply
+
+        async def stream(self, call: LeafCall) -> AsyncIterator[bytes]:
+            yield reply
+
+    undo = sites.install(find_leaves(model, sys.modules[__name__]))
+    with Bridge(Engine()) as bridge:
+        made = OpenAICut(bridge, lambda base_url, path, model: "llm")
+        for client in leaf_of(model).spec.openai_clients(model):
+            made.attach(client, "leaf", "llm")
+        try:
+            with request_context(RequestContext("request", "run", time.monotonic() + 3600)):
+                yield model
+        finally:
+            made.undo()
+            undo()
+
+
+def protocol() -> dict[str, dict[str, float]]:
+    """Of a client of the OpenAI protocol, whose own transport answers at once as well: client and parsing are on both sides."""
+    with cut(openai_model()) as away:
+        plain = openai_model()
+        return {
+            "ChatOpenAI by its protocol, thread": in_thread(
+                lambda: plain._generate(ASKED), lambda: away._generate(ASKED)
+            ),
+            "ChatOpenAI by its protocol, portal": by_portal(
+                lambda: plain._generate(ASKED), lambda: away._generate(ASKED)
+            ),
+            "ChatOpenAI by its protocol, async": on_loop(
+                lambda: plain._agenerate(ASKED), lambda: away._agenerate(ASKED)
+            ),
+        }
+
+
 def encodings() -> dict[str, float]:
     """Seconds of processor time of the codec alone, there and back, in microseconds."""
     found = {}
@@ -236,7 +281,7 @@ def main() -> None:
             "machine": platform.machine(),
             "load_average": round(os.getloadavg()[0], 1),
         },
-        "call_us": calls(options.only),
+        "call_us": {**calls(options.only), **protocol()},
         "codec_us": encodings(),
         "site_us": places(),
     }

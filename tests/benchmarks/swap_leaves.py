@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import sys
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +18,7 @@ from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResu
 from langchain_core.retrievers import BaseRetriever
 from langchain_core.tools import BaseTool
 from langchain_core.vectorstores import InMemoryVectorStore, VectorStore
+from langchain_openai import ChatOpenAI
 from llama_index.core.base.base_retriever import BaseRetriever as LlamaIndexRetriever
 from llama_index.core.base.llms.types import ChatMessage, ChatResponse, CompletionResponse, LLMMetadata
 from llama_index.core.embeddings import BaseEmbedding
@@ -23,6 +26,7 @@ from llama_index.core.llms import CustomLLM
 from llama_index.core.postprocessor.types import BaseNodePostprocessor
 from llama_index.core.schema import NodeWithScore, QueryBundle, TextNode
 from llama_index.core.vector_stores.types import BasePydanticVectorStore, VectorStoreQuery, VectorStoreQueryResult
+from pydantic import SecretStr
 
 QUESTION = "what does a passage of the corpus say about apples?"
 PASSAGE = "a passage of the corpus " * 20
@@ -211,6 +215,28 @@ class Case:
     make: Callable[[], Any]
     call: Callable[[Any], Any]
     acall: Callable[[Any], Any] | None = None
+
+
+HTTP_ANSWER = json.dumps({
+    "id": "1", "object": "chat.completion", "created": 1, "model": "small",
+    "choices": [{"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": "a short answer"}}],
+    "usage": {"prompt_tokens": 120, "completion_tokens": 3, "total_tokens": 123},
+}).encode()  # fmt: skip
+
+
+def openai_model() -> ChatOpenAI:
+    model = ChatOpenAI(model="small", base_url="http://127.0.0.1:9/v1", api_key=SecretStr("none"), max_retries=0)
+    for client in (model.root_client, model.root_async_client):
+        packages = [base.__module__.partition(".")[0] for base in type(client._client).__mro__]
+        httpx = sys.modules[next(package for package in packages if package.startswith("httpx"))]
+        http: Any = client._client
+        http._transport = httpx.MockTransport(
+            lambda request, httpx=httpx: httpx.Response(
+                200, content=HTTP_ANSWER, headers={"content-type": "application/json"}
+            )
+        )
+        http._mounts = {}
+    return model
 
 
 def in_memory() -> InMemoryVectorStore:
