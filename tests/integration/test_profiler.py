@@ -14,6 +14,7 @@ from langchain_core.documents import Document
 from patchwork_adapters import codec
 from patchwork_adapters.record import ImportRecord
 from patchwork_scheduler.cost import TokenCost, fit_cost
+from patchwork_scheduler.from_profile import GLUE, simulated
 from patchwork_scheduler.plan import make_plan
 from patchwork_scheduler.profile_model import Profile
 from patchwork_scheduler.resources import Resources
@@ -171,7 +172,13 @@ def test_visits_branches_points_and_costs_come_from_the_samples(
     assert grader.cold_start_s == 1.5
     assert all(p.memory_bytes > 0 for p in grader.points)
     assert Profile.from_json(found.to_json()) == found
-    assert make_plan(found, Resources.machine(cpus=4, gpus=4)).rate_per_s > 0
+    plan = make_plan(found, Resources.machine(cpus=4, gpus=4))
+    assert plan.rate_per_s > 0
+    # what the simulator makes of it: requests walk from call-site to call-site, and a grader's steps are those of continuous batching
+    inside = simulated(plan, found)
+    assert set(inside.workload.sites) - {GLUE} == {site for c in found.components for site in c.call_sites}
+    assert isinstance(inside.costs["llm-grader"], TokenCost)
+    assert next(s for s in inside.workload.sites.values() if s.component == "llm-grader").output_tokens == 4
 
 
 def test_a_component_that_no_sample_reaches_is_measured_with_a_call_made_up_for_it(
