@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.patchwork-setup
 LOCK   := requirements/lock.txt
 
-.PHONY: setup setup-hf demo test parity test-hf check format bench clean lock
+.PHONY: setup setup-hf setup-vllm demo test parity test-hf test-vllm check format bench clean lock
 
 setup: $(STAMP)
 
@@ -17,7 +17,7 @@ demo: setup
 	$(BIN)/python -m patchwork_serving.demo
 
 test: setup
-	$(BIN)/python -m pytest -m "not gpu and not hf and not benchmark"
+	$(BIN)/python -m pytest -m "not gpu and not hf and not vllm and not benchmark"
 
 # The examples deployed against plain, 30 questions each (`make test` asks 10).
 parity: setup
@@ -32,6 +32,16 @@ setup-hf: .venv-hf/.patchwork-setup
 
 test-hf: setup-hf
 	.venv-hf/bin/python -m pytest -m hf
+
+# vLLM on a CPU (no wheel of its own name runs there), so that its component is run before it meets a GPU: 2 GB, some ten minutes.
+setup-vllm: .venv-vllm/.patchwork-setup
+
+.venv-vllm/.patchwork-setup: pyproject.toml $(LOCK) requirements/setup-vllm.sh
+	PYTHON="$(PYTHON)" sh requirements/setup-vllm.sh .venv-vllm
+	@touch $@
+
+test-vllm: setup-vllm
+	.venv-vllm/bin/python -m pytest -m vllm
 
 bench: setup
 	$(BIN)/python tests/benchmarks/bench_demo_chain.py -o docs/benchmarks/demo_chain.json

@@ -12,6 +12,7 @@ from patchwork_adapters.transport import Kind
 from patchwork_adapters.walk import Leaf
 from patchwork_scheduler.cost import fit_cost
 from patchwork_scheduler.errors import IncompleteProfile
+from patchwork_serving.components.vllm_arguments import gpus_of
 from patchwork_serving.config import ComponentConfig, Config
 from patchwork_serving.errors import ConfigError
 from patchwork_serving.models.registry import ResolvedModel
@@ -145,6 +146,7 @@ def _spec(
         leaves=component.leaves,
         aliases=tuple(sorted(name for name in names if name is not None and name != component.model)),
         num_cpus=_NUM_CPUS[component.kind],
+        num_gpus=gpus_of(model.engine_args) if component.engine == "vllm" and model is not None else 0.0,
         max_batch=_MAX_BATCH[component.kind],
         concurrency=_EXTERNAL_CONCURRENCY if component.external else None,
     )

@@ -42,6 +42,7 @@ from patchwork_serving.import_routing import ImportRouter
 from patchwork_serving.models.fetch import ensure
 from patchwork_serving.models.local import LocalEngines
 from patchwork_serving.models.registry import resolve
+from patchwork_serving.preflight import check_vllm
 from patchwork_serving.progress import JsonProgress, ProgressSink, step
 from patchwork_serving.release import ComponentSpec, Release
 
@@ -193,6 +194,8 @@ def _check_engine(spec: ComponentSpec, config: Config, paths: Paths, progress: P
     from patchwork_serving.components.factory import build_engine
 
     build_engine(spec, config, paths)
+    if here and spec.engine == "vllm":
+        check_vllm(spec)
     if here and spec.model is not None:
         ensure(spec.model, config.models, paths, progress)
 

@@ -97,13 +97,18 @@ def _app(app: dict[str, Any]) -> Iterator[RenderableType]:
 
 
 def _replicas(replicas: Sequence[dict[str, Any]]) -> Table:
-    table = Table("component", "ready", "queued", "running", box=None, padding=(0, 2), header_style="dim")
+    table = Table("component", "ready", "queued", "running", "start", box=None, padding=(0, 2), header_style="dim")
     for item in replicas:
         table.add_row(
             str(item.get("component")), f"{item.get('ready', '?')}/{item.get('target', '?')}",
-            str(item.get("queued", "")), str(item.get("running", "")),
+            str(item.get("queued", "")), str(item.get("running", "")), _seconds(item.get("start_s")),
         )  # fmt: skip
     return table
+
+
+def _seconds(value: float | None) -> str:
+    """What its slowest replica took to start, which is what another one will take."""
+    return "" if value is None else f"{value:.1f} s"
 
 
 def _window(title: str, window: dict[str, Any]) -> Text:

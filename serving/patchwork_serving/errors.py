@@ -9,6 +9,7 @@ ServingError                     has ``exit_code`` for the CLI, ``status`` for H
 │   ├── ModelUnknown             (404)
 │   ├── ModelCorrupt
 │   ├── GpuMissing
+│   ├── ModelTooLarge            does not fit into the memory of the GPU (or of the machine)
 │   ├── PortTaken
 │   └── DiskFull
 ├── StoreError                   Postgres
@@ -72,6 +73,10 @@ class ModelCorrupt(SetupError):
 
 class GpuMissing(SetupError):
     title = "a GPU was asked for and there is none"
+
+
+class ModelTooLarge(SetupError):
+    title = "a model does not fit into memory"
 
 
 class PortTaken(SetupError):

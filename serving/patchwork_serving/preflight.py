@@ -7,11 +7,13 @@ import shutil
 import socket
 import tempfile
 from collections.abc import Mapping
+from importlib.util import find_spec
 from pathlib import Path
 
 from patchwork_serving.config import Config, Paths
-from patchwork_serving.errors import DeployError, DiskFull, GpuMissing
+from patchwork_serving.errors import DeployError, DiskFull, GpuMissing, MissingExtra
 from patchwork_serving.gpus import gpu_names
+from patchwork_serving.release import ComponentSpec
 
 #: A server that is there answers in milliseconds; one behind a silent firewall never does.
 ANSWER_S = 5.0
@@ -50,6 +52,19 @@ def _check_gpus(config: Config) -> None:
         raise GpuMissing(
             f"patchwork.yaml: components.{asking[0]}.num_gpus: this machine has no GPU that nvidia-smi shows; "
             "leave it out, or set RAY_ADDRESS to a cluster that has one"
+        )
+
+
+def check_vllm(spec: ComponentSpec) -> None:
+    """MissingExtra or GpuMissing for a component that cannot run on this machine."""
+    if find_spec("vllm") is None:
+        raise MissingExtra(
+            f"{spec.model} runs on vLLM, which is not installed: pip install 'patchwork-rag[gpu]', or choose llamacpp and a GGUF file"
+        )
+    if spec.num_gpus and not gpu_names():
+        raise GpuMissing(
+            f"components.{spec.id} runs on vLLM, which takes {spec.num_gpus:g} GPU, and this machine has none that nvidia-smi shows; "
+            "choose llamacpp and a GGUF file, or, with vLLM built for CPUs, set its num_gpus to 0 in patchwork.yaml"
         )
 
 

@@ -74,6 +74,9 @@ class ComponentReplica:
 
     async def born(self) -> float:
         """Seconds from the start of this process to its first answer; Ray may have had the process waiting, which does not count."""
+        return self._start_s()
+
+    def _start_s(self) -> float:
         return float(self._ready - max(psutil.Process().create_time(), self._began - PROCESS_START_S))
 
     async def check_health(self) -> None:
@@ -95,10 +98,12 @@ class ComponentReplica:
             self._telemetry.record(frame, reply.report, reply.error.kind if reply.error else None)
 
     async def _publish(self) -> None:
+        start_s = round(self._start_s(), 1)
         while True:
             load = self._host.load()
             facts = {
                 "component": self._spec.id,
+                "start_s": start_s,
                 "queued": load.queued,
                 "running": load.running,
                 "queued_s": load.queued_s,

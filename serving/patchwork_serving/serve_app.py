@@ -100,7 +100,9 @@ def _without_replicas(spec: ComponentSpec) -> ComponentSpec:
 
 def _without_user_code(bundle: Bundle, with_store: bool) -> Bundle:
     """Replicas that never import the user's module need neither its environment nor its record."""
-    env = {name: value for name, value in bundle.env.items() if name.startswith(("OTEL_", "PATCHWORK_", "HF_"))}
+    env = {
+        name: value for name, value in bundle.env.items() if name.startswith(("OTEL_", "PATCHWORK_", "HF_", "VLLM_"))
+    }
     config = Config(models=bundle.config.models, store=bundle.config.store)
     release = dataclasses.replace(
         bundle.release, components=(), settings={}, created_at="", slo_s=None, ingress_replicas=1, plan=None,

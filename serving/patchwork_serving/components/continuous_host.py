@@ -85,6 +85,9 @@ class ContinuousHost(ComponentHost):
     async def start(self) -> None:
         """Raises what the engine raises, and ConfigError when the engine's own queue would undo the order of this one."""
         await super().start()
+        if isinstance(self.engine, TokenEngine):
+            self._step_tokens = self.engine.step_tokens  # some know it only once they run
+            self._set_bound()
         if isinstance(self.engine, PriorityEngine) and self.engine.scheduling_policy != "priority":
             await self.close()
             raise ConfigError(

@@ -55,6 +55,7 @@ class OnnxEmbedder:
         max_length: int | None = None,
         default_max_length: int = 256,
         normalized: bool = True,
+        device: str = "cpu",
     ) -> None:
         self._locate = locate
         self._file = ""
@@ -63,6 +64,7 @@ class OnnxEmbedder:
         self._max_length = max_length
         self._default_max_length = default_max_length
         self._normalized = normalized
+        self._device = device
         self._texts: OnnxTexts | None = None
         self._dim = 0
 
@@ -84,6 +86,7 @@ class OnnxEmbedder:
             "file": self._file,
             "dimension": self._dim,
             "threads": self._threads,
+            "device": self._device,
             "max_tokens": self._texts.max_length if self._texts else None,
         }
 
@@ -96,7 +99,7 @@ class OnnxEmbedder:
         self._file = files.path.name
         return OnnxTexts(
             files.path, files.tokenizer, threads=self._threads, max_length=self._max_length,
-            fallback_max_length=self._default_max_length,
+            fallback_max_length=self._default_max_length, device=self._device,
         )  # fmt: skip
 
     def _run(self, batch: Sequence[EngineCall], stop: Event | None = None) -> list[bytes | Exception]:

@@ -95,3 +95,12 @@ class PriorityEngine(ContinuousEngine, Protocol):
     """Has a queue of its own, which must go by ``EngineCall.priority``: the host checks it at start."""
 
     scheduling_policy: str  #: as the started engine has it; anything but ``priority`` is refused
+
+
+@runtime_checkable
+class MortalEngine(Engine, Protocol):
+    """Can end by itself while its replica lives on, because its work is done in another process."""
+
+    def check(self) -> None:
+        """EngineDied when it will never answer again: the replica is then replaced. Neither waits nor asks the engine."""
+        ...

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,6 +12,8 @@ from patchwork_serving.components.embedder import OnnxEmbedder
 from patchwork_serving.components.engine import BatchEngine, ContinuousEngine
 from patchwork_serving.components.llamacpp_engine import LlamaCppEngine, LlamaCppOptions
 from patchwork_serving.components.reranker import RerankerEngine
+from patchwork_serving.components.vllm_arguments import vllm_arguments
+from patchwork_serving.components.vllm_engine import VllmEngine
 from patchwork_serving.config import Config, Paths
 from patchwork_serving.errors import ConfigError, SetupError
 from patchwork_serving.models.fetch import files_of
@@ -20,12 +23,13 @@ from patchwork_serving.release import ComponentSpec
 _LLAMACPP_ARGS: Mapping[str, type] = {
     field.name: bool if isinstance(field.default, bool) else int for field in dataclasses.fields(LlamaCppOptions)
 }
-_ONNX_ARGS: Mapping[str, type] = {"threads": int, "max_length": int, "normalized": bool}
-_RERANKER_ARGS: Mapping[str, type] = {"threads": int, "max_length": int}
+_ONNX_ARGS: Mapping[str, type] = {"threads": int, "max_length": int, "normalized": bool, "device": str}
+_RERANKER_ARGS: Mapping[str, type] = {"threads": int, "max_length": int, "device": str}
+_TORCH_ARGS: Mapping[str, type] = {"max_length": int, "device": str}
 
 
 def build_engine(spec: ComponentSpec, config: Config, paths: Paths | None = None) -> BatchEngine | ContinuousEngine:
-    """The engine of a component that runs a model (``llamacpp``, ``onnx``, ``reranker``); constructed, not started.
+    """The engine of a component that runs a model; constructed, not started.
 
     The model is found, and fetched if need be, on the machine where the engine starts. Raises ConfigError for an engine argument that
     does not exist, and SetupError for an engine that this build does not have.
@@ -43,19 +47,39 @@ def _build(spec: ComponentSpec, name: str, locate: Locate) -> BatchEngine | Cont
             if spec.slots is not None:
                 arguments["slots"] = spec.slots
             return LlamaCppEngine(locate, name=name, options=LlamaCppOptions(**arguments))
+        case "vllm":
+            return VllmEngine(
+                locate,
+                name=name,
+                arguments=vllm_arguments(name, spec.engine_args),
+                slots=spec.slots,
+                gpus=spec.num_gpus,
+            )
         case "onnx":
-            return OnnxEmbedder(locate, name=name, **_checked(spec, _ONNX_ARGS))
+            return OnnxEmbedder(locate, name=name, **_on_device(spec, _checked(spec, _ONNX_ARGS)))
+        case "transformers":
+            from patchwork_serving.components.torch_encoders import TorchEmbedder
+
+            return TorchEmbedder(locate, name=name, **_on_device(spec, _checked(spec, _TORCH_ARGS)))
         case "emulated":
             from patchwork_serving.components.emulated_factory import build_emulated
 
             return build_emulated(spec, name)
         case "reranker":
-            return RerankerEngine(locate, name=name, **_checked(spec, _RERANKER_ARGS))
+            return RerankerEngine(locate, name=name, **_on_device(spec, _checked(spec, _RERANKER_ARGS)))
         case _:
             raise SetupError(
-                f"component {spec.id}: this version has no {spec.engine!r} engine; choose llamacpp, onnx, reranker or emulated "
-                f"for {name} in patchwork.yaml (models), or a source of another kind"
+                f"component {spec.id}: this version has no {spec.engine!r} engine; choose llamacpp, vllm, onnx, transformers, reranker or "
+                f"emulated for {name} in patchwork.yaml (models), or a source of another kind"
             )
+
+
+def _on_device(spec: ComponentSpec, arguments: dict[str, Any]) -> dict[str, Any]:
+    """Where the component has a GPU, or a part of one, it is used; an engine that then finds none does not start."""
+    device = arguments.setdefault("device", "cuda" if spec.num_gpus else "cpu")
+    if not re.fullmatch(r"cpu|cuda(:\d+)?", device):
+        raise ConfigError(f"models.{spec.model}.engine_args.device: must be cpu or cuda, not {device!r}")
+    return arguments
 
 
 def _checked(spec: ComponentSpec, known: Mapping[str, type]) -> dict[str, Any]:

@@ -21,7 +21,14 @@ from patchwork_scheduler.model import Call
 from patchwork_scheduler.policies import Policy, rank_at
 from patchwork_scheduler.queue import CallQueue
 from patchwork_serving.components.counts import Counts
-from patchwork_serving.components.engine import SILENT, BatchEngine, ContinuousEngine, EngineCall, Progress
+from patchwork_serving.components.engine import (
+    SILENT,
+    BatchEngine,
+    ContinuousEngine,
+    EngineCall,
+    MortalEngine,
+    Progress,
+)
 from patchwork_serving.errors import EngineDied, ServingError
 from patchwork_serving.wire import CallFrame, ErrorFrame, ReplyFrame, Report
 
@@ -110,9 +117,13 @@ class ComponentHost(ABC):
         await self.engine.close()
 
     def check(self) -> None:
-        """EngineDied when the loop has ended: the replica cannot serve any more and must be replaced."""
-        if not self._closed and (self._loop_task is None or self._loop_task.done()):
+        """EngineDied when the loop or the engine has ended: the replica cannot serve any more and must be replaced."""
+        if self._closed:
+            return
+        if self._loop_task is None or self._loop_task.done():
             raise EngineDied(f"the queue loop of {self.replica} has ended")
+        if isinstance(self.engine, MortalEngine):
+            self.engine.check()
 
     def load(self) -> Load:
         queued_s = self._queued_s if len(self._queue) else 0.0  # sums of floats do not come back to zero

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from patchwork_serving.errors import EngineDied, ModelCorrupt
+from patchwork_serving.errors import EngineDied, GpuMissing, ModelCorrupt
 
 if TYPE_CHECKING:
     from tokenizers import Encoding, Tokenizer
@@ -51,11 +51,18 @@ class OnnxTexts:
     """
 
     def __init__(
-        self, model: Path, tokenizer: Path | None, *, threads: int, max_length: int | None, fallback_max_length: int = 0
+        self,
+        model: Path,
+        tokenizer: Path | None,
+        *,
+        threads: int,
+        max_length: int | None,
+        fallback_max_length: int = 0,
+        device: str = "cpu",
     ) -> None:
         self.model = model
         self._tokenizer = _load_tokenizer(tokenizer or _beside(model, "tokenizer.json"))
-        self._session = _load_session(model)
+        self._session = _load_session(model, device)
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="patchwork-onnx")
         self._inputs = {node.name for node in self._session.get_inputs()}
         folder_limit = _model_max_length(model)
@@ -135,7 +142,7 @@ def _load_tokenizer(path: Path) -> Tokenizer:
         ) from error
 
 
-def _load_session(model: Path) -> Any:
+def _load_session(model: Path, device: str) -> Any:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -145,11 +152,14 @@ def _load_session(model: Path) -> Any:
         "session.intra_op.allow_spinning", "0"
     )  # idle threads would take cores from the LLM
     options.log_severity_level = 3
-    providers = [
-        name
-        for name in ("CUDAExecutionProvider", "CPUExecutionProvider")
-        if name in onnxruntime.get_available_providers()
-    ]
+    providers = ["CPUExecutionProvider"]
+    if device != "cpu":
+        if "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
+            raise GpuMissing(
+                f"{model.name} is to run on {device}, and this ONNX Runtime has no CUDA: install onnxruntime-gpu in its place, "
+                "or set the component's num_gpus to 0"
+            )
+        providers.insert(0, "CUDAExecutionProvider")
     try:
         return onnxruntime.InferenceSession(str(model), options, providers=providers)
     except Exception as error:  # onnxruntime's exceptions share no base but Exception

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from threading import Event
 from typing import Any, Protocol
 
@@ -15,7 +14,7 @@ from patchwork_adapters import codec
 from patchwork_adapters.errors import CodecError
 from patchwork_serving.components.engine import EngineCall
 from patchwork_serving.components.onnx_texts import OnnxTexts, in_thread
-from patchwork_serving.errors import EngineDied, EngineRefused, MissingExtra, ModelCorrupt
+from patchwork_serving.errors import EngineDied, EngineRefused, ModelCorrupt
 from patchwork_serving.models.registry import Locate
 
 Scores = NDArray[np.float32]
@@ -36,16 +35,19 @@ class RerankerEngine:
     is taken, which is the positive class of two.
     """
 
-    def __init__(self, locate: Locate, *, name: str, threads: int = 1, max_length: int | None = None) -> None:
+    def __init__(
+        self, locate: Locate, *, name: str, threads: int = 1, max_length: int | None = None, device: str = "cpu"
+    ) -> None:
         self._locate = locate
         self._form = ""
         self._name = name
         self._threads = threads
+        self._device = device
         self._max_length = max_length
         self._score: _Scorer | None = None
 
     async def start(self) -> None:
-        """Load and score a pair; ModelCorrupt when the files do not fit, MissingExtra when a folder needs ``[hf]``."""
+        """Load and score a pair; ModelCorrupt when the files do not fit, MissingExtra when a folder needs ``[hf]``, GpuMissing."""
         self._score = await asyncio.to_thread(self._load)
         scores = await asyncio.to_thread(self._score, [("ready", "ready")])
         if scores.shape != (1,):
@@ -57,7 +59,13 @@ class RerankerEngine:
             scorer.close()
 
     def describe(self) -> Mapping[str, Any]:
-        return {"engine": "reranker", "model": self._name, "form": self._form, "threads": self._threads}
+        return {
+            "engine": "reranker",
+            "model": self._name,
+            "form": self._form,
+            "threads": self._threads,
+            "device": self._device,
+        }
 
     async def run(self, batch: Sequence[EngineCall]) -> Sequence[bytes | Exception]:
         return await in_thread(lambda stop: self._run(batch, stop))
@@ -94,10 +102,14 @@ class RerankerEngine:
         if files.path.suffix == ".onnx":
             self._form = "onnx"
             return _OnnxScorer(
-                OnnxTexts(files.path, files.tokenizer, threads=self._threads, max_length=self._max_length)
+                OnnxTexts(
+                    files.path, files.tokenizer, threads=self._threads, max_length=self._max_length, device=self._device
+                )
             )
         self._form = "transformers"
-        return _hugging_face_scorer(files.path, self._max_length)
+        from patchwork_serving.components.torch_encoders import cross_encoder
+
+        return cross_encoder(files.path, self._device, self._max_length)
 
 
 class _OnnxScorer:
@@ -124,18 +136,3 @@ def _scores(logits: NDArray[np.float32]) -> Scores:
     powers = np.exp(logits - logits.max(axis=1, keepdims=True))
     positive: Scores = powers[:, -1] / powers.sum(axis=1)
     return positive
-
-
-def _hugging_face_scorer(path: Path, max_length: int | None) -> _Scorer:
-    try:
-        from sentence_transformers import CrossEncoder
-    except ImportError as error:
-        raise MissingExtra(
-            f"{path} is in Hugging Face format; running it needs pip install 'patchwork-rag[hf]' (or export it to ONNX)"
-        ) from error
-    encoder = CrossEncoder(str(path), **({"max_length": max_length} if max_length else {}))
-
-    def score(pairs: Sequence[Pair], stop: Event | None = None) -> Scores:
-        return np.asarray(encoder.predict(list(pairs), show_progress_bar=False), dtype=np.float32)
-
-    return score

@@ -58,12 +58,23 @@ class ModelHosts:
             if isinstance(started, ComponentHost):
                 await started.close()
 
+    def _defaults(self, model: ResolvedModel) -> Mapping[str, Any]:
+        """They are llama.cpp's and ONNX Runtime's words; vLLM knows of them how many sequences there are."""
+        known = self._engine_args.get(model.kind, {})
+        match model.engine:
+            case "emulated" | "transformers":
+                return {}
+            case "vllm":
+                return {"max_num_seqs": known["slots"]} if "slots" in known else {}
+            case _:
+                return known
+
     async def _start(self, model: ResolvedModel) -> ComponentHost:
         await asyncio.to_thread(ensure, model.name, self._config.models, self._paths, self._progress)
         with step(self._progress, f"start-{model.name}", f"starting {model.name}"):
             spec = ComponentSpec(
                 id=component_id(model.kind, model.name), kind=model.kind, way="engine", engine=model.engine, model=model.name,
-                engine_args={**({} if model.engine == "emulated" else self._engine_args.get(model.kind, {})), **model.engine_args},
+                engine_args={**self._defaults(model), **model.engine_args},
                 max_batch=self._max_batch,
                 policy="fifo",  # nobody's deadline is known here
             )  # fmt: skip

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 from patchwork_serving.config import ModelConfig, Paths
 from patchwork_serving.errors import ModelUnknown
+from patchwork_serving.gpus import gpu_names
 from patchwork_serving.models.packaged import (
     MINILM,
     PACKAGED,
@@ -27,7 +28,7 @@ from patchwork_serving.models.packaged import (
 _KIND_OF_ENGINE: Mapping[EngineName, ModelKind] = {
     "llamacpp": "llm",
     "vllm": "llm",
-    "transformers": "llm",
+    "transformers": "embedder",
     "onnx": "embedder",
     "reranker": "reranker",
     "external": "llm",
@@ -60,11 +61,11 @@ class ResolvedModel:
     size: int | None = None  #: bytes on disk, None when unknown
 
 
-def resolve(name: str, models: Mapping[str, ModelConfig], paths: Paths, gpu: bool = False) -> ResolvedModel:
+def resolve(name: str, models: Mapping[str, ModelConfig], paths: Paths, gpu: bool | None = None) -> ResolvedModel:
     """What ``name`` means here: an entry of ``patchwork.yaml``, a packaged model, ``hf:ORG/NAME``, or a local file or folder.
 
-    ``gpu`` says whether there is one: a folder of a Hugging Face LLM can be run only then. Raises ModelUnknown, naming what exists and
-    how to add the model.
+    ``gpu`` says whether there is one (None: look), because vLLM then runs a folder of a Hugging Face LLM. Raises ModelUnknown, naming
+    what exists and how to add the model.
     """
     entry = models.get(name)
     if entry is not None and entry.engine == "emulated":
@@ -82,7 +83,7 @@ def resolve(name: str, models: Mapping[str, ModelConfig], paths: Paths, gpu: boo
     return replace(found, name=name, engine_args={**found.engine_args, **entry.engine_args})
 
 
-def can_host(name: str, models: Mapping[str, ModelConfig], paths: Paths, gpu: bool = False) -> bool:
+def can_host(name: str, models: Mapping[str, ModelConfig], paths: Paths, gpu: bool | None = None) -> bool:
     """Whether :func:`resolve` finds a model that can run here."""
     try:
         return resolve(name, models, paths, gpu).engine != "external"
@@ -117,7 +118,9 @@ def _emulated(name: str, entry: ModelConfig) -> ResolvedModel:
     return ResolvedModel(name, kind, "emulated", f"emulated:{args.get('profile', 'rows')}", engine_args=dict(args))
 
 
-def _by_source(name: str, source: str, paths: Paths, gpu: bool, engine: EngineName | None) -> ResolvedModel | None:
+def _by_source(
+    name: str, source: str, paths: Paths, gpu: bool | None, engine: EngineName | None
+) -> ResolvedModel | None:
     if source.startswith(("http://", "https://")):
         return ResolvedModel(name, "llm", "external", source)
     packaged = packaged_by_name(source.removeprefix("packaged:"))
@@ -150,7 +153,7 @@ def _packaged(model: PackagedModel, paths: Paths) -> ResolvedModel:
     )
 
 
-def _hub(name: str, source: str, paths: Paths, gpu: bool, engine: EngineName | None) -> ResolvedModel:
+def _hub(name: str, source: str, paths: Paths, gpu: bool | None, engine: EngineName | None) -> ResolvedModel:
     folder = cache_folder(paths, source)
     if folder.is_dir():
         return replace(_local(name, folder, paths, gpu, engine), source=source)
@@ -166,7 +169,7 @@ def _hub(name: str, source: str, paths: Paths, gpu: bool, engine: EngineName | N
     return ResolvedModel(name, _KIND_OF_ENGINE[engine], engine, source)
 
 
-def _local(name: str, path: Path, paths: Paths, gpu: bool, engine: EngineName | None) -> ResolvedModel:
+def _local(name: str, path: Path, paths: Paths, gpu: bool | None, engine: EngineName | None) -> ResolvedModel:
     if not path.exists():
         raise ModelUnknown(f"{path} does not exist; give an existing GGUF file, ONNX file or model folder")
     twin = _packaged_twin(path)
@@ -179,7 +182,7 @@ def _local(name: str, path: Path, paths: Paths, gpu: bool, engine: EngineName | 
     )
 
 
-def _model_file(path: Path, gpu: bool, engine: EngineName | None) -> Path:
+def _model_file(path: Path, gpu: bool | None, engine: EngineName | None) -> Path:
     """What the engine loads: the file itself, or the whole folder for engines that read Hugging Face folders."""
     if path.is_file():
         if path.suffix not in (".gguf", ".onnx"):
@@ -194,13 +197,22 @@ def _model_file(path: Path, gpu: bool, engine: EngineName | None) -> Path:
     classes = _architectures(path)
     if any(c.endswith("ForSequenceClassification") for c in classes) or engine in ("reranker", "transformers"):
         return path
-    if any(c.endswith("ForCausalLM") for c in classes) and (gpu or engine == "vllm"):
+    if any(c.endswith("ForCausalLM") for c in classes) and (engine == "vllm" or _has_gpu(gpu)):
         return path
     raise ModelUnknown(
         f"{path} holds nothing that an engine here can load; it needs a .gguf file (LLM), model.onnx with tokenizer.json "
         "(embedder or reranker), or a cross-encoder in Hugging Face format"
-        + ("" if gpu else "; Hugging Face LLM folders need a GPU")
+        + ("" if _has_gpu(gpu) else "; Hugging Face LLM folders need a GPU, or vLLM built for CPUs and engine: vllm")
     )
+
+
+def _has_gpu(known: bool | None) -> bool:
+    return bool(_gpus()) if known is None else known
+
+
+@functools.cache
+def _gpus() -> tuple[str, ...]:
+    return tuple(gpu_names())
 
 
 def _engine_of(file: Path, path: Path) -> EngineName:

@@ -74,6 +74,19 @@ def test_patchwork_yaml_overrides_numbers_and_ways() -> None:
     assert "patchwork.yaml" in kept.placed.opaque[0].why
 
 
+def test_a_vllm_model_takes_as_many_gpus_as_it_spreads_over(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"architectures": ["LlamaForCausalLM"]}')
+    models = (
+        f'"models": {{"m": {{"source": "{tmp_path}", "engine": "vllm", "engine_args": {{"tensor_parallel_size": 2}}}}}}'
+    )
+    chain = llm("m") | RunnableLambda(lambda x: x)
+    (spec,) = assigned(chain, f"{{{models}}}").specs
+    assert (spec.engine, spec.num_gpus) == ("vllm", 2.0)
+    (shared,) = assigned(chain, f'{{{models}, "components": {{"llm-m": {{"num_gpus": 0.5}}}}}}').specs
+    assert shared.num_gpus == 0.5
+    assert [spec.num_gpus for spec in assigned(llm() | RunnableLambda(lambda x: x)).specs] == [0.0]
+
+
 def test_the_policy_of_patchwork_yaml_reaches_every_component() -> None:
     chain = llm() | RunnableLambda(lambda x: x)
     assert [spec.policy for spec in assigned(chain).specs] == ["least_slack"]

@@ -370,3 +370,22 @@ async def test_a_replica_counts_calls_and_the_seconds_of_each_batch_size_but_not
     await counting.call(frame("d", b"bad"))
     await counting.close()
     assert counting.counts.report() == {"arrived": 4, "served": 3, "served_by_batch": {"1": [1, 0.5], "2": [1, 0.0]}}
+
+
+class Mortal(Tokens):
+    dead = False
+
+    def check(self) -> None:
+        if self.dead:
+            raise EngineDied("its process ended")
+
+
+async def test_a_replica_whose_engine_died_is_unhealthy() -> None:
+    engine = Mortal()
+    served = await host(engine)
+    served.check()
+    engine.dead = True
+    with pytest.raises(EngineDied, match="its process ended"):
+        served.check()
+    await served.close()
+    served.check()  # what is closed is not asked any more

@@ -9,6 +9,7 @@ import pytest
 
 from patchwork_serving.config import ModelConfig, Paths
 from patchwork_serving.errors import ModelUnknown
+from patchwork_serving.models import registry
 from patchwork_serving.models.packaged import MINILM, SMOLLM2
 from patchwork_serving.models.registry import can_host, known_models, resolve
 
@@ -71,9 +72,17 @@ def test_a_folder_with_an_onnx_graph_is_what_its_config_says(
 
 def test_a_hugging_face_llm_folder_needs_a_gpu(tmp_path: Path, paths: Paths) -> None:
     (tmp_path / "config.json").write_text(json.dumps({"architectures": ["LlamaForCausalLM"]}))
-    with pytest.raises(ModelUnknown, match="need a GPU"):
-        resolve(str(tmp_path), {}, paths)
+    with pytest.raises(ModelUnknown, match="need a GPU, or vLLM built for CPUs"):
+        resolve(str(tmp_path), {}, paths, gpu=False)
     assert resolve(str(tmp_path), {}, paths, gpu=True).engine == "vllm"
+    asked = {"m": ModelConfig(source=str(tmp_path), engine="vllm")}
+    assert resolve("m", asked, paths, gpu=False).engine == "vllm"
+
+
+def test_whether_there_is_a_gpu_is_looked_up(tmp_path: Path, paths: Paths, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"architectures": ["LlamaForCausalLM"]}))
+    monkeypatch.setattr(registry, "_gpus", lambda: ("NVIDIA H100, 81559 MiB",))
+    assert resolve(str(tmp_path), {}, paths).engine == "vllm"
 
 
 def test_an_unknown_name_tells_what_exists_and_how_to_add_it(paths: Paths) -> None:
