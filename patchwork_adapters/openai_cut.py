@@ -1,4 +1,6 @@
-"""Cuts every ``openai`` client of the process at its HTTP transport (the *protocol* way, design D4).
+"""Cuts every ``openai`` and ``ollama`` client of the process at its HTTP transport (the *protocol* way, design D4).
+
+Requests of Ollama's API are told in the OpenAI protocol on their way to a component, and answers back (``ollama``).
 
 The client, its retries, its parsing and the framework class around it stay the user's. Each client gets a shallow copy of its HTTP
 client, in which only the transport differs: HTTP clients are shared between objects (langchain-openai caches them by URL), and the
@@ -14,10 +16,12 @@ import functools
 import json
 import sys
 import weakref
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
 
+from patchwork_adapters import ollama
 from patchwork_adapters.bridge import Bridge
 from patchwork_adapters.context import REQUEST
 from patchwork_adapters.errors import ComponentError, ComponentUnavailable
@@ -37,7 +41,10 @@ from patchwork_adapters.protocol import (
 from patchwork_adapters.sites import site_of
 from patchwork_adapters.transport import LeafCall
 
+_OK = 200
 _MARK = "_patchwork_transport"
+#: Modules whose classes build clients, and those classes.
+_CLIENTS = {"openai._base_client": ("SyncAPIClient", "AsyncAPIClient"), "ollama._client": ("Client", "AsyncClient")}
 
 
 class OpenAICut:
@@ -56,18 +63,18 @@ class OpenAICut:
         self.external = external
         #: component -> the leaf to name when a client does not know whose it is: some classes create clients at their first call
         self.usual_leaf: dict[str, str] = {}
-        self._undo_hook: Undo | None = None
+        self._undo_hooks: list[Undo] = []
         self._attached: weakref.WeakSet[Any] = weakref.WeakSet()  #: also copies that share a cut HTTP client
 
     def install(self) -> None:
-        """Every openai client constructed from now on is cut; ``openai`` need not be imported yet."""
-        if self._undo_hook is None:
-            self._undo_hook = when_imported("openai._base_client", self._hook)
+        """Every client constructed from now on is cut; their packages need not be imported yet."""
+        if not self._undo_hooks:
+            self._undo_hooks = [when_imported(module, self._hook) for module in _CLIENTS]
 
     def attach(self, client: Any, leaf: str = "", component: str = "") -> bool:
         """Cut a client that exists already, or name the leaf of one that is cut: all of its calls, or those of one component.
 
-        False: not an openai client.
+        False: not such a client.
         """
         http_client = getattr(client, "_client", None)
         if http_client is None or _httpx_of(http_client) is None:
@@ -83,9 +90,8 @@ class OpenAICut:
 
     def undo(self) -> None:
         """Give all living clients their own HTTP clients back."""
-        if self._undo_hook is not None:
-            self._undo_hook()
-            self._undo_hook = None
+        while self._undo_hooks:
+            self._undo_hooks.pop()()
         attached, self._attached = list(self._attached), weakref.WeakSet()
         for client in attached:
             _take_out(self, client)
@@ -98,7 +104,9 @@ class OpenAICut:
         httpx = _httpx_of(http_client)
         assert httpx is not None
         is_async = isinstance(http_client, httpx.AsyncClient)
-        transport = (_async_class if is_async else _sync_class)(httpx)(self, http_client, str(client.base_url))
+        transport = (_async_class if is_async else _sync_class)(httpx)(
+            self, http_client, str(getattr(client, "base_url", http_client.base_url))
+        )
         copy: Any = object.__new__(type(http_client))
         copy.__dict__.update(http_client.__dict__)
         copy._transport = transport
@@ -108,15 +116,16 @@ class OpenAICut:
 
 
 class _Constructors:
-    """The constructors of openai's clients, replaced once for all cuts: they end in any order, and none may bring another back."""
+    """The constructors of clients, replaced once for all cuts: they end in any order, and none may bring another back."""
 
     def __init__(self) -> None:
         self._cuts: list[OpenAICut] = []
         self._originals: dict[Any, Callable[..., None]] = {}
 
     def add(self, cut: OpenAICut, module: ModuleType) -> None:
-        self._cuts.append(cut)
-        for cls in (module.SyncAPIClient, module.AsyncAPIClient):
+        if cut not in self._cuts:
+            self._cuts.append(cut)
+        for cls in (getattr(module, name) for name in _CLIENTS[module.__name__]):
             if cls not in self._originals:
                 self._originals[cls] = cls.__init__
                 cls.__init__ = self._attaching(cls.__init__)
@@ -163,20 +172,28 @@ class _Cut:
         self.base_url = base_url.rstrip("/")
         self.leaves: dict[str, str] = {}  #: component ("" for any) -> the leaf that this client is
 
-    def prepare(self, request: Any, body: bytes) -> tuple[LeafCall, bool] | None:
-        """The leaf call for a request, and whether a component of ours answers it; None when it goes where it would have gone, unseen."""
+    def prepare(self, request: Any, body: bytes) -> _Asked | None:
+        """None when the request goes where it would have gone, unseen. Raises Untold."""
+        operation = ollama.operation_of(request.url.path)
         parts = split_url(request.url.path)
-        if request.method != "POST" or parts is None or not self.owner.is_active():
+        path = ollama.OPERATIONS[operation] if operation is not None else parts[1] if parts is not None else None
+        if request.method != "POST" or path is None or not self.owner.is_active():
             return None
-        path = parts[1]
         document = json_object(body)
         model = document.get("model")
-        asked = (self.base_url, path, model if isinstance(model, str) else None)
-        component = self.owner.router(*asked)
-        if component is not None:
-            return self._leaf_call(component, path, request, body, document), True
-        external = self.owner.external.router(*asked) if self.owner.external is not None else None
-        return None if external is None else (self._leaf_call(external, path, request, body, document), False)
+        model = model if isinstance(model, str) else None
+        component = self.owner.router(self.base_url, path, model)
+        if component is None:
+            router = None if self.owner.external is None else self.owner.external.router
+            external = None if router is None else router(self.base_url, path, model)
+            if external is None:
+                return None
+            return _Asked(self._leaf_call(external, path, request, body, document), is_ours=False)
+        if operation is None:
+            return _Asked(self._leaf_call(component, path, request, body, document))
+        path, document = ollama.request(operation, document)
+        call = self._leaf_call(component, path, request, json.dumps(document).encode(), document)
+        return _Asked(call, ollama_operation=operation, model=model or "")
 
     def _leaf_call(self, component: str, path: str, request: Any, body: bytes, document: dict[str, Any]) -> LeafCall:
         leaf = self.leaves.get(component) or self.leaves.get("") or self.owner.usual_leaf.get(component, "")
@@ -195,8 +212,33 @@ class _Cut:
         return self.original._transport_for_url(request.url)
 
 
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """A request as the call that it is."""
+
+    call: LeafCall
+    is_ours: bool = True  #: a component answers it, not somebody else's server
+    ollama_operation: str | None = None  #: of Ollama's API, when the client speaks it
+    model: str = ""
+
+    def whole(self, status: int, headers: Mapping[str, str], body: bytes) -> tuple[int, dict[str, str], bytes]:
+        """The response as the client's protocol has it."""
+        if self.ollama_operation is None:
+            return status, dict(headers), body
+        told = ollama.answer(self.ollama_operation, self.model, status, json_object(body))
+        return status, {"content-type": "application/json"}, json.dumps(told).encode()
+
+    def stream(self) -> ollama.Stream | None:
+        return None if self.ollama_operation is None else ollama.Stream(self.ollama_operation, self.model)
+
+
 def _wants_body(request: Any) -> bool:
-    return request.method == "POST" and split_url(request.url.path) is not None
+    path = request.url.path
+    return request.method == "POST" and (split_url(path) is not None or ollama.operation_of(path) is not None)
+
+
+def _untold(httpx: Any, error: ollama.Untold) -> Any:
+    return httpx.Response(400, json={"error": f"the model's component cannot be asked for {error}"})
 
 
 def _read_timeout(request: Any) -> float | None:
@@ -221,41 +263,51 @@ def _refusal(httpx: Any, error: ComponentError) -> Any:
 @functools.cache
 def _sync_class(httpx: Any) -> type[Any]:
     class FrameStream(httpx.SyncByteStream):  # type: ignore[misc]
-        def __init__(self, frames: Iterator[bytes]) -> None:
+        def __init__(self, frames: Iterator[bytes], told: Callable[[bytes], bytes] = bytes) -> None:
             self._frames = frames
+            self._told = told
 
         def __iter__(self) -> Iterator[bytes]:
-            yield from self._frames
+            yield from map(self._told, self._frames)
 
         def close(self) -> None:
             self._frames.close()  # type: ignore[attr-defined]
 
     class PatchworkTransport(_Cut, httpx.BaseTransport):  # type: ignore[misc]
         def handle_request(self, request: Any) -> Any:
-            prepared = self.prepare(request, request.read()) if _wants_body(request) else None
-            if prepared is None:
+            try:
+                asked = self.prepare(request, request.read()) if _wants_body(request) else None
+            except ollama.Untold as error:
+                return _untold(httpx, error)
+            if asked is None:
                 return self.own_transport(request).handle_request(request)
-            call, is_ours = prepared
-            if not is_ours:
+            if not asked.is_ours:
                 assert self.owner.external is not None
                 return pass_on(
-                    httpx, self.owner.external, call, request, lambda r: self.own_transport(r).handle_request(r)
+                    httpx, self.owner.external, asked.call, request, lambda r: self.own_transport(r).handle_request(r)
                 )
             try:
-                return self._streamed(call, request) if call.stream else self._whole(call, request)
+                return self._streamed(asked, request) if asked.call.stream else self._whole(asked, request)
             except ComponentError as error:
                 return _refusal(httpx, error)
             except TimeoutError as error:
                 raise httpx.ReadTimeout(str(error), request=request) from error
 
-        def _whole(self, call: LeafCall, request: Any) -> Any:
-            reply = decode_response(self.owner.bridge.call(call, _read_timeout(request)))
-            return httpx.Response(reply.status, headers=dict(reply.headers), content=reply.body)
+        def _whole(self, asked: _Asked, request: Any) -> Any:
+            reply = decode_response(self.owner.bridge.call(asked.call, _read_timeout(request)))
+            status, headers, body = asked.whole(reply.status, reply.headers, reply.body)
+            return httpx.Response(status, headers=headers, content=body)
 
-        def _streamed(self, call: LeafCall, request: Any) -> Any:
-            frames = self.owner.bridge.stream(call, _read_timeout(request))
-            head = decode_response(_first(next(frames, None), call))
-            return httpx.Response(head.status, headers=dict(head.headers), stream=FrameStream(frames))
+        def _streamed(self, asked: _Asked, request: Any) -> Any:
+            frames = self.owner.bridge.stream(asked.call, _read_timeout(request))
+            head = decode_response(_first(next(frames, None), asked.call))
+            translated = asked.stream()
+            if translated is None:
+                return httpx.Response(head.status, headers=dict(head.headers), stream=FrameStream(frames))
+            if head.status != _OK:
+                status, headers, body = asked.whole(head.status, head.headers, head.body + b"".join(frames))
+                return httpx.Response(status, headers=headers, content=body)
+            return httpx.Response(head.status, headers=ollama.NDJSON, stream=FrameStream(frames, translated.feed))
 
     return PatchworkTransport
 
@@ -263,42 +315,52 @@ def _sync_class(httpx: Any) -> type[Any]:
 @functools.cache
 def _async_class(httpx: Any) -> type[Any]:
     class FrameStream(httpx.AsyncByteStream):  # type: ignore[misc]
-        def __init__(self, frames: AsyncIterator[bytes]) -> None:
+        def __init__(self, frames: AsyncIterator[bytes], told: Callable[[bytes], bytes] = bytes) -> None:
             self._frames = frames
+            self._told = told
 
         async def __aiter__(self) -> AsyncIterator[bytes]:
             async for frame in self._frames:
-                yield frame
+                yield self._told(frame)
 
         async def aclose(self) -> None:
             await self._frames.aclose()  # type: ignore[attr-defined]
 
     class AsyncPatchworkTransport(_Cut, httpx.AsyncBaseTransport):  # type: ignore[misc]
         async def handle_async_request(self, request: Any) -> Any:
-            prepared = self.prepare(request, await request.aread()) if _wants_body(request) else None
-            if prepared is None:
-                return await self.own_transport(request).handle_async_request(request)
-            call, is_ours = prepared
-            if not is_ours:
-                assert self.owner.external is not None
-                return await apass_on(
-                    httpx, self.owner.external, call, request, lambda r: self.own_transport(r).handle_async_request(r)
-                )
             try:
-                return await (self._streamed(call, request) if call.stream else self._whole(call, request))
+                asked = self.prepare(request, await request.aread()) if _wants_body(request) else None
+            except ollama.Untold as error:
+                return _untold(httpx, error)
+            if asked is None:
+                return await self.own_transport(request).handle_async_request(request)
+            if not asked.is_ours:
+                assert self.owner.external is not None
+                send = lambda r: self.own_transport(r).handle_async_request(r)  # noqa: E731
+                return await apass_on(httpx, self.owner.external, asked.call, request, send)
+            try:
+                return await (self._streamed(asked, request) if asked.call.stream else self._whole(asked, request))
             except ComponentError as error:
                 return _refusal(httpx, error)
             except TimeoutError as error:
                 raise httpx.ReadTimeout(str(error), request=request) from error
 
-        async def _whole(self, call: LeafCall, request: Any) -> Any:
-            reply = decode_response(await self.owner.bridge.acall(call, _read_timeout(request)))
-            return httpx.Response(reply.status, headers=dict(reply.headers), content=reply.body)
+        async def _whole(self, asked: _Asked, request: Any) -> Any:
+            reply = decode_response(await self.owner.bridge.acall(asked.call, _read_timeout(request)))
+            status, headers, body = asked.whole(reply.status, reply.headers, reply.body)
+            return httpx.Response(status, headers=headers, content=body)
 
-        async def _streamed(self, call: LeafCall, request: Any) -> Any:
-            frames = self.owner.bridge.astream(call, _read_timeout(request))
-            head = decode_response(_first(await anext(frames, None), call))
-            return httpx.Response(head.status, headers=dict(head.headers), stream=FrameStream(frames))
+        async def _streamed(self, asked: _Asked, request: Any) -> Any:
+            frames = self.owner.bridge.astream(asked.call, _read_timeout(request))
+            head = decode_response(_first(await anext(frames, None), asked.call))
+            translated = asked.stream()
+            if translated is None:
+                return httpx.Response(head.status, headers=dict(head.headers), stream=FrameStream(frames))
+            if head.status != _OK:
+                rest = [frame async for frame in frames]
+                status, headers, body = asked.whole(head.status, head.headers, head.body + b"".join(rest))
+                return httpx.Response(status, headers=headers, content=body)
+            return httpx.Response(head.status, headers=ollama.NDJSON, stream=FrameStream(frames, translated.feed))
 
     return AsyncPatchworkTransport
 
