@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib
+import itertools
 import json
 import logging
 import os
@@ -16,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from patchwork_serving.components.engine import EngineCall
+from patchwork_serving.components.vllm_plugin import WATCHED
 from patchwork_serving.errors import ConfigError, GpuMissing, MissingExtra, ModelTooLarge, ServingError, SetupError
 
 log = logging.getLogger(__name__)
@@ -112,11 +115,7 @@ def command_line(model: Path, name: str, arguments: Mapping[str, Any]) -> list[s
 async def load(model: Path, name: str, arguments: Mapping[str, Any], in_thread: Callable[..., Any]) -> Loaded:
     """Start the engine: minutes. ``in_thread`` runs what blocks. Raises ServingError with what stood in the way."""
     log_file = _prepare_environment()
-    try:
-        args, llm = await in_thread(_start, command_line(model, name, arguments), name, log_file)
-    except BaseException:
-        _forget(log_file)
-        raise
+    args, llm = await in_thread(_start, command_line(model, name, arguments), name, log_file)
     try:
         tasks = await llm.get_supported_tasks()
         app = _found("build_app", _APPS)(args, tasks, llm.model_config)
@@ -131,7 +130,6 @@ async def load(model: Path, name: str, arguments: Mapping[str, Any], in_thread: 
 def unload(loaded: Loaded) -> None:
     """Stop the engine's processes. Blocks until they are gone."""
     loaded.llm.shutdown()
-    _forget(loaded.log_file)
 
 
 class _NoServer:
@@ -243,23 +241,34 @@ def _found(name: str, places: tuple[str, ...]) -> Any:
 # -- what its processes said ---------------------------------------------------------------------------------------------
 
 
+_LOG_PREFIX = "patchwork-vllm-"
+
+
+@functools.cache
+def _log_folder() -> tempfile.TemporaryDirectory[str]:
+    """Until this process ends: its own vLLM logger goes on writing to the file of the engine that was started last."""
+    return tempfile.TemporaryDirectory(prefix=_LOG_PREFIX, ignore_cleanup_errors=True)
+
+
 def _prepare_environment() -> Path | None:
     """Read by vLLM when it is imported and by the processes that it starts."""
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
     os.environ.setdefault(
         "VLLM_WORKER_MULTIPROC_METHOD", "spawn"
     )  # this process has threads, which a fork would not copy
+    os.environ[WATCHED] = "1"
     known = os.environ.get("VLLM_LOGGING_CONFIG_PATH")
-    if known and not Path(known).name.startswith(_LOG_PREFIX):
+    folder = Path(_log_folder().name)
+    if known and Path(known).parent != folder:
         return None  # the user's own
-    folder = Path(tempfile.mkdtemp(prefix=_LOG_PREFIX))
-    config = folder / f"{_LOG_PREFIX}config.json"
-    config.write_text(json.dumps(_log_config(folder / "errors.log")), encoding="utf-8")
+    errors = folder / f"errors-{next(_numbers)}.log"
+    config = errors.with_suffix(".json")
+    config.write_text(json.dumps(_log_config(errors)), encoding="utf-8")
     os.environ["VLLM_LOGGING_CONFIG_PATH"] = str(config)
-    return folder / "errors.log"
+    return errors
 
 
-_LOG_PREFIX = "patchwork-vllm-"
+_numbers = itertools.count()
 
 
 def _log_config(errors: Path) -> dict[str, Any]:
@@ -289,13 +298,3 @@ def _first_error(log_file: Path | None) -> tuple[str, str] | None:
 def _last_line(error: Exception) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip() and "errors.pydantic.dev" not in line]
     return lines[-1].partition(" [type=")[0] if lines else "no reason given"
-
-
-def _forget(log_file: Path | None) -> None:
-    if log_file is None:
-        return
-    for file in log_file.parent.glob("*"):
-        file.unlink(missing_ok=True)
-    log_file.parent.rmdir()
-    if os.environ.get("VLLM_LOGGING_CONFIG_PATH", "").startswith(f"{log_file.parent}{os.sep}"):
-        del os.environ["VLLM_LOGGING_CONFIG_PATH"]

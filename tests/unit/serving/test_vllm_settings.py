@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from patchwork_serving.components.vllm_arguments import gpus_of, vllm_arguments
 from patchwork_serving.components.vllm_engine import VllmEngine, _completed, _without_values
 from patchwork_serving.components.vllm_loading import Loaded, _explained, _first_error, command_line
+from patchwork_serving.components.vllm_plugin import WATCHED
 from patchwork_serving.errors import ConfigError, GpuMissing, ModelCorrupt, ModelTooLarge, SetupError
 from patchwork_serving.models.registry import ModelFiles
 
@@ -136,3 +141,41 @@ async def test_a_file_is_no_folder(tmp_path: Path) -> None:
     engine = VllmEngine(lambda: ModelFiles(tmp_path / "m.gguf"), name="m", arguments={})
     with pytest.raises(ModelCorrupt, match="Hugging Face folder"):
         await engine.start()
+
+
+def test_an_engine_of_vllm_ends_with_the_process_that_started_it(tmp_path: Path) -> None:
+    """The plugin, in a child as vLLM starts its own; the parent is killed."""
+    script = tmp_path / "parent.py"
+    script.write_text(PARENT)
+    # a plugin of ours that is not asked to watch must not: that one stays
+    for watched, ends in (("1", True), (None, False)):
+        environment = {name: value for name, value in os.environ.items() if name != WATCHED}
+        parent = subprocess.Popen(
+            [sys.executable, str(script)],
+            stdout=subprocess.PIPE,
+            env={**environment, **({WATCHED: watched} if watched else {})},
+        )
+        assert parent.stdout is not None
+        child = psutil.Process(int(parent.stdout.readline()))
+        parent.kill()
+        parent.wait()
+        parent.stdout.close()
+        gone, alive = psutil.wait_procs([child], timeout=5.0 if ends else 0.5)
+        assert (bool(gone), bool(alive)) == (ends, not ends)
+        for process in alive:
+            process.kill()
+
+
+PARENT = """
+import multiprocessing, time
+from patchwork_serving.components.vllm_plugin import end_with_parent
+
+def engine():
+    end_with_parent()
+    print(multiprocessing.current_process().pid, flush=True)
+    time.sleep(60)
+
+if __name__ == "__main__":
+    multiprocessing.get_context("spawn").Process(target=engine).start()
+    time.sleep(60)
+"""
