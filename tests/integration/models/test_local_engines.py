@@ -12,10 +12,13 @@ import pytest
 
 from kit.models import CHAT, EMBED, packaged_files
 from patchwork_adapters import codec
+from patchwork_adapters.bridge import Bridge
 from patchwork_adapters.errors import ComponentFailed, ComponentUnavailable
+from patchwork_adapters.openai_cut import OpenAICut
 from patchwork_adapters.protocol import HttpRequest, decode_response, encode_request
 from patchwork_adapters.transport import LeafCall
 from patchwork_serving.config import Config, Paths
+from patchwork_serving.import_routing import ImportRouter
 from patchwork_serving.models.local import LocalEngines
 
 pytestmark = pytest.mark.models
@@ -62,6 +65,21 @@ def test_a_stream_ends_with_done(engines: LocalEngines) -> None:
     head, *rest = asyncio.run(collect())
     assert decode_response(head).status == 200
     assert b"".join(rest).rstrip().endswith(b"data: [DONE]")
+
+
+def test_an_ollama_client_is_answered_by_llama_cpp(engines: LocalEngines) -> None:
+    package = pytest.importorskip("langchain_ollama", reason="comes with the next make setup")
+    with Bridge(engines) as bridge:
+        cut = OpenAICut(bridge, ImportRouter(Config(), Paths.from_env()))
+        cut.install()
+        llm = package.ChatOllama(model=CHAT, temperature=0, num_predict=24, base_url="http://127.0.0.1:9")
+        said = llm.invoke("Name the capital city of France.")
+        json_only = llm.bind(format="json").invoke("The capital city of France, as JSON.")
+        cut.undo()
+    assert "Paris" in said.content
+    assert said.usage_metadata["input_tokens"] == 37
+    assert said.response_metadata["done_reason"] == "stop"
+    assert json_only.content.lstrip().startswith("{")
 
 
 def test_an_unknown_model_fails_with_the_remedy(engines: LocalEngines) -> None:
