@@ -156,7 +156,7 @@ def _known(error: BaseException) -> Fault | None:
         # a refusal is the client's to mend, so it must learn why; messages of our errors quote no inputs
         told = str(error) if error.status < 500 and str(error) else error.title
         return _fault(error, told)
-    return _from_openai(error)
+    return _from_client(error)
 
 
 def _fault(error: AdapterError | RequestStopped | ServingError, message: str) -> Fault:
@@ -174,9 +174,9 @@ def _fault(error: AdapterError | RequestStopped | ServingError, message: str) ->
 _CONTRACT_STATUS = {400: 422}
 
 
-def _from_openai(error: BaseException) -> Fault | None:
-    """Errors that ``openai`` raises inside the chain when an LLM or embedder component answered with a status, or not at all."""
-    if not type(error).__module__.startswith("openai"):
+def _from_client(error: BaseException) -> Fault | None:
+    """Errors that model clients raise inside the chain when an LLM or embedder component answered with a status, or not at all."""
+    if type(error).__module__.partition(".")[0] not in ("openai", "ollama"):
         return None
     name = type(error).__name__
     status = getattr(error, "status_code", None)
