@@ -175,7 +175,7 @@ def _explained(name: str, kind: str, words: str) -> ServingError:
             f"{name}: vLLM finds no GPU that it can use ({told}); run nvidia-smi, or choose another engine"
         )
     if kind in ("ValidationError", "ValueError"):
-        return ConfigError(f"models.{name}.engine_args: vLLM refuses them ({told})")
+        return ConfigError(f"models.{name}: vLLM refuses the model with these engine_args ({told})")
     return SetupError(f"vLLM cannot start {name} ({told}); its log has more")
 
 
