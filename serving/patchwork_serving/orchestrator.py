@@ -168,7 +168,7 @@ def _by_component(entries: Sequence[Mapping[str, Any]], targets: Mapping[str, in
                 "ready": len(mine),
                 "queued": sum(entry["queued"] for entry in mine),
                 "running": sum(entry["running"] for entry in mine),
-                "start_s": max((entry["start_s"] for entry in mine), default=None),
+                "start_s": max((entry["start_s"] for entry in mine if "start_s" in entry), default=None),
             }
         )
     return rows
