@@ -20,12 +20,14 @@ from pathlib import Path
 from types import CodeType, FunctionType, ModuleType
 from typing import Any
 
+from patchwork_adapters.chains import class_names
 from patchwork_adapters.leaves.spec import spec_for
 
 #: Line and column where a call ends; no other call ends there.
 _Place = tuple[int, int]
+OPENAI_CLIENTS = frozenset({"openai._base_client.SyncAPIClient", "openai._base_client.AsyncAPIClient"})
 #: Packages whose classes people import inside a function. The function would import them anyway.
-_FRAMEWORKS = ("langchain", "llama_index")
+_FRAMEWORKS = ("langchain", "llama_index", "openai")
 
 
 class _Unknown(Exception):
@@ -47,6 +49,7 @@ class Arguments:
 class Construction:
     cls: type
     where: str  #: ``file.py:12``
+    names: tuple[str, ...]  #: by which the code knows what it constructs
     arguments: Arguments | None  #: None: known only when it happens
 
 
@@ -68,11 +71,22 @@ def _found(function: FunctionType, code: CodeType) -> Iterator[tuple[_Place, Con
             cls = names.value(call.func)
         except _Unknown:
             continue
-        if isinstance(cls, type) and spec_for(cls) is not None:
-            yield place, Construction(cls, f"{Path(code.co_filename).name}:{call.lineno}", names.arguments(call))
+        if isinstance(cls, type) and (spec_for(cls) is not None or is_openai_client(cls)):
+            where = f"{Path(code.co_filename).name}:{call.lineno}"
+            yield place, Construction(cls, where, (cls.__name__, *_names_of(call)), names.arguments(call))
     for constant in code.co_consts:
         if isinstance(constant, CodeType):
             yield from _found(function, constant)
+
+
+def is_openai_client(cls: type) -> bool:
+    return not OPENAI_CLIENTS.isdisjoint(class_names(cls))
+
+
+def _names_of(call: ast.Call) -> tuple[str, ...]:
+    """Of the variable that takes what the call gives: ``client = OpenAI()``, ``with OpenAI() as client``."""
+    found: tuple[str, ...] = getattr(call, "patchwork_names", ())
+    return found
 
 
 def _places(code: CodeType) -> Iterator[_Place]:
@@ -93,6 +107,12 @@ def _calls_in(source: str) -> Mapping[_Place, ast.Call]:
         tree = ast.parse(source)
     except (SyntaxError, ValueError):
         return {}
+    for node in ast.walk(tree):
+        match node:
+            case ast.Assign(targets=[ast.Name(id=name)], value=ast.Call() as call):
+                call.patchwork_names = (name,)  # type: ignore[attr-defined]
+            case ast.withitem(context_expr=ast.Call() as call, optional_vars=ast.Name(id=name)):
+                call.patchwork_names = (name,)  # type: ignore[attr-defined]
     calls = (node for node in ast.walk(tree) if isinstance(node, ast.Call))
     return {(call.end_lineno or 0, call.end_col_offset or 0): call for call in calls}
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from types import FunctionType
 from typing import Any
 
-from patchwork_adapters.constructions import Arguments, Construction, constructions_in
+from patchwork_adapters.constructions import Arguments, Construction, constructions_in, is_openai_client
 from patchwork_adapters.graph import Opaque
 from patchwork_adapters.import_hooks import Undo
 from patchwork_adapters.late_state import holds_iterators
@@ -28,6 +28,7 @@ class Late:
     cls: type
     arguments: Arguments
     where: tuple[str, ...]  #: ``file.py:12`` of each construction
+    names: tuple[str, ...] = ()  #: by which the code knows it
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,8 +78,7 @@ class Constructions:
         """None when its like is there now; else why not."""
         cls, arguments, where = construction.cls, construction.arguments, construction.where
         spec = spec_for(cls)
-        assert spec is not None
-        if _is_store(spec):  # what it is filled with is the request's
+        if spec is not None and _is_store(spec):  # what it is filled with is the request's
             return " on every call"
         if arguments is None:
             self.local[cls] = None
@@ -86,7 +86,8 @@ class Constructions:
         for n, known in enumerate(self.made):
             if known.late.cls is cls and known.late.arguments == arguments:
                 late = known.late
-                self.made[n] = replace(known, late=replace(late, where=tuple(dict.fromkeys((*late.where, where)))))
+                places, names = dict.fromkeys((*late.where, where)), dict.fromkeys((*late.names, *construction.names))
+                self.made[n] = replace(known, late=replace(late, where=tuple(places), names=tuple(names)))
                 return None
         try:
             obj = _construct(cls, arguments)
@@ -98,7 +99,9 @@ class Constructions:
             return ", which holds an iterator of its own"
         name = f"{path}::{cls.__name__}()"
         taken = sum(made.path.startswith(name) for made in self.made)
-        self.made.append(Made(f"{name}[{taken}]" if taken else name, obj, Late(cls, arguments, (where,))))
+        self.made.append(
+            Made(f"{name}[{taken}]" if taken else name, obj, Late(cls, arguments, (where,), construction.names))
+        )
         return None
 
 
@@ -117,7 +120,7 @@ def _is_store(spec: LeafSpec) -> bool:
 
 def _stays(cls: type) -> str:
     spec = spec_for(cls)
-    if spec is not None and spec.speaks_openai:
+    if is_openai_client(cls) or (spec is not None and spec.speaks_openai):
         return "requests for models of components go to them, others to their server"
     return "it runs in the orchestrator"
 

@@ -57,13 +57,12 @@ class Probes:
             component = components.get(leaf.path)
             if component is None:
                 continue
-            if leaf.spec.framework == RAW:
-                self._clients[id(leaf.obj), leaf.spec.facts(leaf.obj).model] = (leaf, component)
-                self._wrap(type(leaf.obj), "request", self._open_request)
-                continue
-            self._leaves[id(leaf.obj)] = (leaf, component)
+            self._know(leaf, component, leaf.obj)
             if leaf.late is not None:
                 self._undo.append(watch_constructions(leaf.late.cls, functools.partial(self._note, leaf, component)))
+            if leaf.spec.framework == RAW:
+                self._wrap(type(leaf.obj), "request", self._open_request)
+                continue
             self._by_class.setdefault(type(leaf.obj), (leaf, component))
             for name in methods.get(leaf.path, ()):
                 self._wrap(type(leaf.obj), name, functools.partial(self._open, name))
@@ -71,6 +70,12 @@ class Probes:
     def _note(self, leaf: Leaf, component: str, obj: Any, arguments: Arguments) -> None:
         """An object that the chain constructs is the leaf that was made like it."""
         if leaf.late is not None and leaf.late.arguments == arguments:
+            self._know(leaf, component, obj)
+
+    def _know(self, leaf: Leaf, component: str, obj: Any) -> None:
+        if leaf.spec.framework == RAW:
+            self._clients[id(obj), leaf.spec.facts(leaf.obj).model] = (leaf, component)
+        else:
             self._leaves[id(obj)] = (leaf, component)
 
     def off(self) -> None:

@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from types import FunctionType, MethodType, ModuleType
 from typing import Any
 
+from patchwork_adapters.constructions import OPENAI_CLIENTS
 from patchwork_adapters.graph import Opaque
 from patchwork_adapters.held import Held
 from patchwork_adapters.late import Constructions, Late
@@ -31,7 +32,6 @@ from patchwork_adapters.transport import Kind
 
 #: They come and go while the chain runs (a bound method is made each time it is asked for), or say nothing of it.
 _CONTAINERS = (dict, list, tuple, set, frozenset, deque, FunctionType, MethodType, ModuleType, functools.partial)
-_OPENAI_CLIENTS = frozenset({"openai._base_client.SyncAPIClient", "openai._base_client.AsyncAPIClient"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +89,7 @@ def find_leaves(chain: Any, module: ModuleType | None = None, root: str = "chain
     hide_secrets_of(walked.objects.values())
     inside = [(walked.paths[key], walked.objects[key]) for key in outside if key not in leaf_keys]
     functions = tuple(f for _, f in inside if isinstance(f, FunctionType) and is_users_code(f))
-    raw = tuple(_raw_leaves(inside, functions))
+    raw = tuple(_raw_leaves(inside, functions, lates))
     opaque = _opaque(walked, starts, leaf_keys, functions, frozenset(id(leaf.obj) for leaf in raw))
     return Walk(
         leaves=(*leaves, *raw),
@@ -199,19 +199,21 @@ def _leaves_among(candidates: Mapping[int, LeafSpec], walked: _Walked) -> frozen
     return frozenset(leaves)
 
 
-def _raw_leaves(inside: Iterable[Step], functions: Sequence[FunctionType]) -> Iterator[Leaf]:
+def _raw_leaves(inside: Iterable[Step], functions: Sequence[FunctionType], lates: Mapping[int, Late]) -> Iterator[Leaf]:
     """Raw openai clients: a leaf for each model that the user's functions ask them for."""
     clients = [(path, value) for path, value in inside if _is_openai(value)]
     asked = asked_in(functions) if clients else ()
     for path, client in clients:
-        names = re.findall(r"[A-Za-z_]\w*", path)
+        late = lates.get(id(client))
+        names = late.names if late is not None else re.findall(r"[A-Za-z_]\w*", path)[-1:]
         for call in asked:
-            if call.client == names[-1]:
-                yield Leaf(f"{path}({call.model!r})", client, call.kind, spec_of(client, call.kind, call.model))
+            if call.client in names:
+                spec = spec_of(client, call.kind, call.model)
+                yield Leaf(f"{path}({call.model!r})", client, call.kind, spec, late=late)
 
 
 def _is_openai(value: Any) -> bool:
-    return not _OPENAI_CLIENTS.isdisjoint(names_of(value))
+    return not OPENAI_CLIENTS.isdisjoint(names_of(value))
 
 
 def _opaque(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -227,3 +228,49 @@ async def test_an_openai_model_that_is_constructed_in_a_function_has_a_component
         made.undo()
     assert answers == ["echo of 1: hi"] * 2
     assert {(call.component, call.leaf) for call in cluster.calls} == {("llm-small", walk.leaves[0].path)}
+
+
+def asks_a_client(question: str) -> str:
+    from openai import OpenAI
+
+    client = OpenAI(base_url="http://localhost:1/v1", api_key="sk-k")
+    asked: Any = [{"role": "user", "content": question}]
+    return str(client.chat.completions.create(model="small", messages=asked).choices[0].message.content)
+
+
+def test_a_raw_client_that_is_constructed_in_a_function_is_a_leaf_for_each_model_that_it_is_asked_for() -> None:
+    pytest.importorskip("openai")
+    chain, cluster = RunnableLambda(asks_a_client), FakeCluster()
+    walk = find_leaves(chain)
+    assert [leaf.path for leaf in walk.leaves] == ["chain.func::OpenAI()('small')"]
+    assert walk.opaque == ()
+    placed = place(walk.leaves, ByProtocol())
+    with Bridge(cluster) as bridge:
+        made = swap(walk.leaves, placed.assignments, bridge, late_classes=walk.late_classes)
+        assert chain.invoke("hi") == "echo of 1: hi"
+        made.undo()
+    assert [(call.component, call.leaf) for call in cluster.calls] == [("llm-small", walk.leaves[0].path)]
+
+
+def test_samples_see_what_is_constructed_as_the_leaf_that_it_is() -> None:
+    from patchwork_adapters.checking.cases import Case
+    from patchwork_adapters.openai_cut import OpenAICut
+    from patchwork_adapters.recorder import static_graph
+    from patchwork_adapters.sample_runs import sample_graph
+    from patchwork_adapters.target import LoadedTarget
+
+    chain = RunnableLambda(asks_a_client) | RunnableLambda(asks)
+    walk = find_leaves(chain)
+    placed = place(walk.leaves, ByProtocol())
+    loaded = LoadedTarget(sys.modules[__name__], "chain", chain, "langchain")
+    static = static_graph("t", loaded, walk, placed.components)
+    with Bridge(FakeCluster()) as bridge:
+        cut = OpenAICut(bridge, lambda base_url, path, model: model)
+        cut.install()
+        graph = sample_graph(loaded, walk, placed, static, [Case("hi")]).graph
+        cut.undo()
+    line, client_line = (f.__code__.co_firstlineno for f in (asks, asks_a_client))
+    assert {(site.id, site.component, site.visits) for site in graph.call_sites} == {
+        (f"chain.steps[0].func::OpenAI()('small')@1/asks_a_client:{client_line + 5}", "llm-small", 1.0),
+        (f"chain.steps[1].func::Loading()@2/asks:{line + 2}", "llm-chain-steps-1-func-loading", 2.0),
+    }
