@@ -168,7 +168,7 @@ class _Names:
             raise _Unknown
         try:
             return getattr(importlib.import_module(module), name)
-        except (ImportError, AttributeError):
+        except Exception:  # noqa: BLE001  whatever stops the import will stop the function
             raise _Unknown from None
 
 

@@ -20,6 +20,9 @@ from patchwork_adapters.late_state import holds_iterators
 from patchwork_adapters.leaves.spec import LeafSpec, install_construct_hooks, spec_for
 from patchwork_adapters.parts import global_names, is_user_module
 
+#: Methods that have run when the object that they belong to is found.
+_ONCE = frozenset({"__init__", "__new__", "__post_init__", "model_post_init", "__init_subclass__"})
+
 
 @dataclass(frozen=True, slots=True)
 class Late:
@@ -57,7 +60,7 @@ class Constructions:
         for path, function in functions:
             if isinstance(function, FunctionType) and id(function) not in self._seen:
                 self._seen.add(id(function))
-                if is_user_module(function.__module__):
+                if is_user_module(function.__module__) and function.__name__ not in _ONCE:
                     self._look(path, function)
         return self.made[before:]
 

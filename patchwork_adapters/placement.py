@@ -84,7 +84,7 @@ def place(leaves: Sequence[Leaf], resolver: Resolver) -> Placed:
         if isinstance(placement, Stay):
             opaque.append(Opaque(leaf.path, placement.why))
             continue
-        key = _sharing_key(leaf, placement)
+        key = _sharing_key(_like(leaf, leaves), placement)
         known = components.get(key)
         if known is None:
             known = _component(leaf, placement, {c.id for c in components.values()})
@@ -111,6 +111,13 @@ def is_local_url(url: str) -> bool:
     except ValueError:
         return False
     return address.is_loopback or address.is_unspecified
+
+
+def _like(leaf: Leaf, leaves: Sequence[Leaf]) -> Leaf:
+    """A leaf of a class of the user's that is constructed as the chain runs lives where another one of that class does."""
+    if leaf.late is None:
+        return leaf
+    return next((one for one in leaves if one.late is None and type(one.obj) is type(leaf.obj)), leaf)
 
 
 def _sharing_key(leaf: Leaf, placement: Placement) -> tuple[str, ...]:

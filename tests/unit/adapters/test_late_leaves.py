@@ -274,3 +274,25 @@ def test_samples_see_what_is_constructed_as_the_leaf_that_it_is() -> None:
         (f"chain.steps[0].func::OpenAI()('small')@1/asks_a_client:{client_line + 5}", "llm-small", 1.0),
         (f"chain.steps[1].func::Loading()@2/asks:{line + 2}", "llm-chain-steps-1-func-loading", 2.0),
     }
+
+
+class Pipeline:
+    """Makes its models once, in its constructor and in a method that this calls."""
+
+    def __init__(self) -> None:
+        self.first = Loading(name_="first")
+        self._prepare()
+
+    def _prepare(self) -> None:
+        self.second = Loading(name_="second")
+
+    def run(self, question: str) -> str:
+        return str(self.first.invoke(question).text) + str(self.second.invoke(question).text)
+
+
+def test_what_an_object_constructed_when_it_was_made_needs_no_component_of_its_own() -> None:
+    walk = find_leaves(RunnableLambda(Pipeline().run))
+    assert [leaf.path.rpartition(".")[2] for leaf in walk.leaves if leaf.late is None] == ["first", "second"]
+    assert [leaf.path.rpartition(".")[2] for leaf in walk.leaves if leaf.late is not None] == ["_prepare::Loading()"]
+    placed = place(walk.leaves, ByProtocol())
+    assert len(placed.components) == 2
