@@ -127,10 +127,11 @@ class Probes:
 
     def _opened(self, known: tuple[Leaf, str], method: str, obj: Any, size: int, manager: Any) -> _Open:
         leaf, component = known
-        now = self._clock()
-        site = sites.site_of(leaf.path, manager)
+        asked = self._clock()
+        site, moment = sites.site_of(leaf.path, manager), sites.moment(manager)
+        now = self._clock()  # what the probe itself takes is nobody's time
         call = SampledCall(site, leaf.path, component, method, now - self._began, 0.0, size=size)
-        return _Open(self, Probed(call, sites.moment(manager)), now, obj, _AROUND.get())
+        return _Open(self, Probed(call, moment), now, now - asked, obj, _AROUND.get())
 
     def close(self, opened: _Open, usage: Usage, error: BaseException | None) -> None:
         now = self._clock()
@@ -144,7 +145,7 @@ class Probes:
         with self._lock:
             self._calls.append(replace(opened.probed, call=call))
             if opened.around is not None:
-                opened.around.inside_s += whole
+                opened.around.inside_s += whole + opened.probing_s
                 opened.around.inside_until = now
 
     @staticmethod
@@ -165,12 +166,15 @@ class Probes:
 class _Open:
     """One call under way; closed once."""
 
-    def __init__(self, owner: Probes, probed: Probed, since: float, obj: Any, around: _Open | None) -> None:
+    def __init__(
+        self, owner: Probes, probed: Probed, since: float, probing_s: float, obj: Any, around: _Open | None
+    ) -> None:
         self._owner = owner
         self._obj = obj
         self.around = around
         self.probed = probed
         self.since = since
+        self.probing_s = probing_s  #: spent before it, on finding its place
         self.inside_s = 0.0  #: spent in calls of other leaves
         self.inside_until = 0.0  #: when the last of them ended
         self.first: float | None = None
