@@ -131,7 +131,7 @@ class Probes:
         site, moment = sites.site_of(leaf.path, manager), sites.moment(manager)
         now = self._clock()  # what the probe itself takes is nobody's time
         call = SampledCall(site, leaf.path, component, method, now - self._began, 0.0, size=size)
-        return _Open(self, Probed(call, moment), now, now - asked, obj, _AROUND.get())
+        return _Open(self, Probed(call, moment), leaf.kind, now, now - asked, obj, _AROUND.get())
 
     def close(self, opened: _Open, usage: Usage, error: BaseException | None) -> None:
         now = self._clock()
@@ -147,12 +147,17 @@ class Probes:
             if opened.around is not None:
                 opened.around.inside_s += whole + opened.probing_s
                 opened.around.inside_until = now
+                opened.around.kinds_inside.add(opened.kind)
 
     @staticmethod
     def _own_begin(opened: _Open, now: float, own_s: float) -> float:
-        """From when on a call counts: after the calls that it made first, where they came first."""
+        """From when on a call counts: after the calls that it made first, where they came first.
+
+        A search has its question embedded first, however long it was kept waiting before.
+        """
         began = now - own_s
-        is_prelude = began <= opened.inside_until < began + own_s / 2
+        is_search = opened.kind == "retriever" and opened.kinds_inside == {"embedder"}
+        is_prelude = began <= opened.inside_until and (is_search or opened.inside_until < began + own_s / 2)
         return opened.inside_until if is_prelude else began
 
     def now(self) -> float:
@@ -167,16 +172,25 @@ class _Open:
     """One call under way; closed once."""
 
     def __init__(
-        self, owner: Probes, probed: Probed, since: float, probing_s: float, obj: Any, around: _Open | None
+        self,
+        owner: Probes,
+        probed: Probed,
+        kind: str,
+        since: float,
+        probing_s: float,
+        obj: Any,
+        around: _Open | None,
     ) -> None:
         self._owner = owner
         self._obj = obj
         self.around = around
         self.probed = probed
+        self.kind = kind
         self.since = since
         self.probing_s = probing_s  #: spent before it, on finding its place
         self.inside_s = 0.0  #: spent in calls of other leaves
         self.inside_until = 0.0  #: when the last of them ended
+        self.kinds_inside: set[str] = set()
         self.first: float | None = None
         self._usage = Usage()
         self._closed = False

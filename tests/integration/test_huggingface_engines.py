@@ -95,7 +95,9 @@ def swapped(chat: Any, folder: Path) -> Iterator[Any]:
 
 def test_streamed_and_whole_answers_are_the_same_text(swapped: Any) -> None:
     for question in QUESTIONS[:2]:
-        swapped.invoke(question)  # a prompt seen before is computed otherwise than a new one, and a small model's words may hang on it
+        swapped.invoke(
+            question
+        )  # a prompt seen before is computed otherwise than a new one, and a small model's words may hang on it
         assert "".join(chunk.content for chunk in swapped.stream(question)) == swapped.invoke(question).content
 
 
