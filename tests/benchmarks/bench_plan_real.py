@@ -40,7 +40,7 @@ from patchwork_serving.components.emulated_llm import EmulatedLlm
 from patchwork_serving.config import Config, load_config
 from patchwork_serving.profiling import Search, Sweep
 from patchwork_serving.release import ComponentSpec
-from patchwork_serving.sample_payloads import made_up
+from patchwork_serving.sample_payloads import limited, made_up
 
 CHAINS = Path(__file__).parent / "chains"
 MAX_BATCH = 32
@@ -61,14 +61,14 @@ class Shape:
 
 SHAPES = {
     "crag": Shape(
-        "crag", 4, 6, 6.0,
+        "crag", 4, 9, 7.0,
         {"retriever-search": 1, "llm-grader": 1, "llm-rewriter": 0.3, "retriever-web": 0.3, "llm-generator": 1},
     ),
-    "ircot": Shape("ircot", 4, 6, 6.0, {"retriever-search": 5, "llm-reasoner": 5, "llm-answerer": 1}),
+    "ircot": Shape("ircot", 4, 6, 7.0, {"retriever-search": 5, "llm-reasoner": 5, "llm-answerer": 1}),
     "hipporag": Shape(
-        "hipporag", 4, 6, 4.0, {"llm-extractor": 1, "embedder-entities": 1, "retriever-pagerank": 1, "llm-generator": 1}
+        "hipporag", 4, 6, 5.0, {"llm-extractor": 1, "embedder-entities": 1, "retriever-pagerank": 1, "llm-generator": 1}
     ),
-    "memorag": Shape("memorag", 2, 6, 8.0, {"llm-memory": 1, "retriever-search": 1, "llm-generator": 1}),
+    "memorag": Shape("memorag", 2, 6, 7.0, {"llm-memory": 1, "retriever-search": 1, "llm-generator": 1}),
 }  # fmt: skip
 
 
@@ -118,6 +118,8 @@ async def _measured(spec: ComponentSpec, loop: VirtualLoop) -> ComponentProfile:
     call = made_up(dataclasses.replace(spec, way="engine"), ()) if spec.way == "own" else made_up(spec, ())
     call = call or made_up(dataclasses.replace(spec, way="engine", kind="embedder"), ())
     assert call is not None
+    if spec.kind == "llm":  # a made-up call asks for fewer tokens than the chain's
+        call = limited(call, spec.engine_args["n_out"])
     search = Search(max_batch=MAX_BATCH, least_gain=0.0, budget_s=1e9, enough_s=60.0)
     measured = await Sweep(spec, [call], measure, search, clock=loop.time).run(0.0)
     return ComponentProfile(spec.id, 1.0, (dataclasses.replace(measured, rows=()),), spec.kind)
