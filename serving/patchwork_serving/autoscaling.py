@@ -18,9 +18,11 @@ from patchwork_scheduler.autoscale import Autoscaler
 from patchwork_scheduler.autoscale_model import Change, Decision
 from patchwork_scheduler.autoscale_watch import INGRESS, Watch
 from patchwork_scheduler.errors import SchedulerError
-from patchwork_serving import autoscale_board, board
+from patchwork_serving import autoscale_board, board, release_board
 from patchwork_serving.autoscale_setup import Mode, autoscaler_of, mode_of, release_key, scaled
 from patchwork_serving.bundle import Bundle
+from patchwork_serving.config import Config
+from patchwork_serving.release import Release
 
 log = logging.getLogger(__name__)
 
@@ -29,21 +31,22 @@ KEPT_DECISIONS = 50
 REPEAT_ADVICE_S = 600.0
 
 
-def told(bundle: Bundle) -> dict[str, Any]:
+def told(release: Release, config: Config) -> dict[str, Any]:
     """The last decision for this release; empty when there is none, or while it cannot be read. Blocks: call it from a thread."""
-    if mode_of(bundle.config, bundle.release) not in ("advisory", "on"):
+    if mode_of(config, release) not in ("advisory", "on"):
         return {}
     try:
-        document = autoscale_board.read(bundle.release.name)
+        document = autoscale_board.read(release.name)
     except Exception as error:  # noqa: BLE001  a status page must not fail because Ray's head is busy
         log.warning("could not read the autoscaler's decisions: %s", type(error).__name__)
         return {}
-    return document if document.get("release") == release_key(bundle.release, bundle.config) else {}
+    return document if document.get("release") == release_key(release, config) else {}
 
 
 class Boards(Protocol):
     """What is read and written on Ray's head."""
 
+    def current(self, release: Release) -> Release: ...
     def replicas(self) -> list[dict[str, Any]]: ...
     def nodes(self) -> Iterable[Mapping[str, Any]]: ...
     def decided(self) -> dict[str, Any]: ...
@@ -55,6 +58,9 @@ class RayBoards:
 
     def __init__(self, app: str) -> None:
         self._app = app
+
+    def current(self, release: Release) -> Release:
+        return release_board.current(release)
 
     def replicas(self) -> list[dict[str, Any]]:
         return board.read(self._app)
@@ -84,13 +90,13 @@ class AutoscaleLoop:
         clock: Callable[[], float] = time.monotonic,
         wall: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
-        self._bundle = bundle
+        self._config = bundle.config
+        self._release = bundle.release
         self._replica = replica
         self._boards = boards
         self._clock = clock
         self._wall = wall
         self._mode: Mode = mode_of(bundle.config, bundle.release)
-        self._release = release_key(bundle.release, bundle.config)
         self._deciding: _Deciding | None = None
 
     @property
@@ -100,7 +106,7 @@ class AutoscaleLoop:
     async def run(self) -> None:
         told = ""
         while True:
-            await asyncio.sleep(self._bundle.config.autoscale.every_s)
+            await asyncio.sleep(self._config.autoscale.every_s)
             try:
                 await asyncio.to_thread(self.step)
             except Exception as error:  # noqa: BLE001  the loop top: requests are served without new decisions
@@ -116,17 +122,21 @@ class AutoscaleLoop:
         if first != self._replica:
             self._deciding = None
             return
+        release = self._boards.current(self._release)
+        if release != self._release:  # deployed again with other numbers, which replaced no ingress
+            self._release, self._deciding = release, None
         if self._deciding is None:
             self._deciding = self._begin()
         self._deciding.step(entries, self._clock(), self._wall())
 
     def _begin(self) -> _Deciding:
-        release = self._bundle.release
-        autoscaler = autoscaler_of(release, self._bundle.config, self._boards.nodes())
+        key = release_key(self._release, self._config)
+        autoscaler = autoscaler_of(self._release, self._config, self._boards.nodes())
         before = self._boards.decided()
-        if before.get("release") != self._release:
-            before = {"targets": {spec.id: spec.replicas for spec in scaled(release)}, "decisions": [], "changes": {}}
-        return _Deciding(autoscaler, self._mode, self._release, self._boards, before)
+        if before.get("release") != key:
+            targets = {spec.id: spec.replicas for spec in scaled(self._release)}
+            before = {"targets": targets, "decisions": [], "changes": {}}
+        return _Deciding(autoscaler, self._mode, key, self._boards, before)
 
 
 class _Deciding:

@@ -9,10 +9,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rich.table import Table
 from rich.text import Text
 
-from patchwork_serving.cli_output import console, fact_json
+from patchwork_serving.cli_output import console, fact_json, table
 from patchwork_serving.errors import UsageError
 
 if TYPE_CHECKING:
@@ -58,11 +57,11 @@ def _stdout_to_stderr() -> Iterator[None]:
 def _show(result: CheckResult) -> None:
     out = console()
     out.print(Text.assemble((result.target, "bold"), f"  ({result.framework})"))
-    table = Table("mode", "verdict", "runs", "leaf calls", box=None, padding=(0, 2, 0, 0), header_style="dim")
+    rows = table("mode", "verdict", "runs", "leaf calls")
     for mode, verdict in result.modes().items():
         runs = [run for run in result.runs if run.mode == mode]
-        table.add_row(mode, verdict, str(len(runs)), str(sum(run.leaf_calls for run in runs)))
-    out.print(table)
+        rows.add_row(mode, verdict, str(len(runs)), str(sum(run.leaf_calls for run in runs)))
+    out.print(rows)
     for run in result.runs:
         where = run.mode if run.case is None else f"{run.mode}, input {run.case + 1}"
         for line in run.differences:

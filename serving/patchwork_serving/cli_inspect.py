@@ -12,7 +12,7 @@ from patchwork_adapters.graph import END, START, Component, ComponentGraph, Edge
 from patchwork_adapters.target import parse_target
 from patchwork_serving import build_process
 from patchwork_serving.cli_deploy import stop_signals
-from patchwork_serving.cli_output import console, fact, fact_json
+from patchwork_serving.cli_output import console, fact, fact_json, table
 from patchwork_serving.cli_progress import progress_display
 from patchwork_serving.config import Paths, load_config
 from patchwork_serving.errors import UsageError
@@ -67,12 +67,10 @@ def _graph(target: str, inputs: str | None) -> ComponentGraph:
 def _show(graph: ComponentGraph) -> None:
     out = console()
     out.print(Text.assemble((graph.target, "bold"), f"  ({graph.framework})"))
-    table = Table(
-        "component", "kind", "class", "way", "engine", "model", box=None, padding=(0, 2, 0, 0), header_style="dim"
-    )
+    rows = table("component", "kind", "class", "way", "engine", "model")
     for c in graph.components:
-        table.add_row(c.id, c.kind, c.cls, c.way, "external" if c.external else c.engine, c.model or "")
-    out.print(table if graph.components else Text("no components: all of the chain runs in one process"))
+        rows.add_row(c.id, c.kind, c.cls, c.way, "external" if c.external else c.engine, c.model or "")
+    out.print(rows if graph.components else Text("no components: all of the chain runs in one process"))
     if graph.call_sites:
         out.print(_sites(graph))
     if graph.requests:
@@ -87,32 +85,28 @@ def _show(graph: ComponentGraph) -> None:
         out.print(Text(f"note {remark}", style="dim"))
 
 
-def _table(*columns: str) -> Table:
-    return Table(*columns, box=None, padding=(0, 2, 0, 0), header_style="dim")
-
-
 def _sites(graph: ComponentGraph) -> Table:
     """Where leaves are called from; with numbers when samples were run."""
     if not graph.requests:
-        table = _table("call-site", "component")
+        rows = table("call-site", "component")
         for s in graph.call_sites:
-            table.add_row(Text(s.id), Text(s.component))
-        return table
-    table = _table("call-site", "component", "visits", "in turn", "seconds", "prompt", "output", "reached by")
+            rows.add_row(Text(s.id), Text(s.component))
+        return rows
+    rows = table("call-site", "component", "visits", "in turn", "seconds", "prompt", "output", "reached by")
     for s in graph.call_sites:
         numbers = map(_number, (s.visits, s.serial, s.seconds, s.prompt_tokens, s.output_tokens))
-        table.add_row(Text(s.id), Text(s.component), *numbers, "" if s.reached is None else f"{s.reached:.0%}")
-    return table
+        rows.add_row(Text(s.id), Text(s.component), *numbers, "" if s.reached is None else f"{s.reached:.0%}")
+    return rows
 
 
 def _edges(graph: ComponentGraph) -> Table:
     names = {START: "request", END: "answer"}
-    table = _table("from", "to", "kind", "probability", "times")
+    rows = table("from", "to", "kind", "probability", "times")
     for e in graph.edges:
         probability = "" if e.probability is None else f"{e.probability:.0%}"
         source, target = names.get(e.source, e.source), names.get(e.target, e.target)
-        table.add_row(Text(source), Text(target), e.kind, probability, str(e.count) if e.count else "never")
-    return table
+        rows.add_row(Text(source), Text(target), e.kind, probability, str(e.count) if e.count else "never")
+    return rows
 
 
 def _number(value: float | None) -> str:

@@ -8,9 +8,9 @@ import json
 import os
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import typer
 
@@ -19,6 +19,9 @@ from patchwork_serving.errors import UsageError
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.table import Table
+
+D = TypeVar("D", bound="Document")
 
 #: tables in files and pipes are not cut to a terminal that is not there
 PIPE_COLUMNS = 160
@@ -44,6 +47,31 @@ def console() -> Console:
     from rich.console import Console
 
     return Console(width=None if sys.stdout.isatty() else PIPE_COLUMNS)
+
+
+def table(*columns: str) -> Table:
+    """For lists of equal things: columns two blanks apart, no lines."""
+    from rich.table import Table
+
+    return Table(*columns, box=None, padding=(0, 2, 0, 0), header_style="dim")
+
+
+class Document(Protocol):
+    """What a command makes: to keep, or for a program."""
+
+    def save(self, path: Path) -> None: ...
+    def to_json(self) -> dict[str, Any]: ...
+
+
+def hand_over(made: D, output: Path | None, *, as_json: bool, show: Callable[[D], None]) -> None:
+    """Written where asked, and told. Raises UsageError when it cannot be written."""
+    if output is not None:
+        with writing(output):
+            made.save(output)
+    if as_json:
+        fact_json(made.to_json())
+    else:
+        show(made)
 
 
 @contextlib.contextmanager

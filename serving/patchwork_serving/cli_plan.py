@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import psutil  # type: ignore[import-untyped, unused-ignore]
-from rich.table import Table
 
 from patchwork_adapters.target import parse_target
 from patchwork_scheduler.errors import InvalidInput
@@ -21,7 +20,7 @@ from patchwork_scheduler.profile_model import ComponentProfile, Profile
 from patchwork_scheduler.resources import Resources
 from patchwork_serving import build_process
 from patchwork_serving.cli_deploy import seconds, stop_signals
-from patchwork_serving.cli_output import check_output, console, fact, fact_json, note, writing
+from patchwork_serving.cli_output import check_output, console, fact, hand_over, note, table
 from patchwork_serving.cli_progress import progress_display
 from patchwork_serving.components.llamacpp_engine import available_cores
 from patchwork_serving.config import ComponentConfig, Config, Paths, load_config
@@ -65,14 +64,8 @@ def plan(wish: Wish, *, as_json: bool) -> None:
             f"one replica of everything keeps {needed:.3g} cores busy and there are {resources.nodes[0].cpus:g}: replicas share"
             f" them; components.ID.num_cpus in patchwork.yaml fixes a share"
         )
-    if wish.output is not None:
-        with writing(wish.output):
-            found.save(wish.output)
-    if as_json:
-        fact_json(found.to_json())
-        return
-    show(found)
-    if wish.output is not None:
+    hand_over(found, wish.output, as_json=as_json, show=show)
+    if wish.output is not None and not as_json:
         note(f"written to {wish.output}; serve it: patchwork deploy {wish.target} --plan {wish.output}")
 
 
@@ -158,19 +151,16 @@ def _components(target: str, config: Config) -> list[str]:
 
 def show(found: Plan) -> None:
     """The plan as a table and a few sentences."""
-    table = Table(
-        "component", "on", "replicas", "batch", "cpus", "gpus", "calls/s", "used", "alone",
-        box=None, padding=(0, 2, 0, 0), header_style="dim",
-    )  # fmt: skip
+    rows = table("component", "on", "replicas", "batch", "cpus", "gpus", "calls/s", "used", "alone")
     for component in found.components:
         for place in component.placements:
             on = place.hardware if place.node_type == "machine" else f"{place.hardware} of {place.node_type}"
-            table.add_row(
+            rows.add_row(
                 component.id, on, str(place.replicas), str(place.batch), f"{place.cpus * place.replicas:g}",
                 f"{place.gpus * place.replicas:g}", f"{place.calls_per_s:.4g}", f"{component.utilisation:.0%}",
                 f"{component.path_s * 1000:.4g} ms",
             )  # fmt: skip
-    console().print(table)
+    console().print(rows)
     asked = f" ({found.target_rate_per_s:g} asked for)" if found.target_rate_per_s else ""
     fact(f"sustains {found.rate_per_s:.4g} requests/s{asked}, limited by {found.bottleneck}; cost {found.cost:g}")
     if found.core_s is not None:

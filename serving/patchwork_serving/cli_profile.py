@@ -7,13 +7,11 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from rich.table import Table
-
 from patchwork_scheduler.profile_model import Measured, Profile
 from patchwork_serving import build_process
 from patchwork_serving.cli_bench import read_inputs
 from patchwork_serving.cli_deploy import seconds, stop_signals
-from patchwork_serving.cli_output import check_output, console, fact, fact_json, note, writing
+from patchwork_serving.cli_output import check_output, console, fact, hand_over, note, table
 from patchwork_serving.cli_progress import progress_display
 from patchwork_serving.errors import UsageError
 from patchwork_serving.profiling import Search
@@ -53,12 +51,7 @@ def profile(wish: Wish, *, as_json: bool) -> None:
         except BaseException:
             build_process.cancel_running()
             raise
-    with writing(wish.output):
-        found.save(wish.output)
-    if as_json:
-        fact_json(found.to_json())
-    else:
-        show(found)
+    hand_over(found, wish.output, as_json=as_json, show=show)
     note(f"measured in {time.monotonic() - began:.0f} s, written to {wish.output}")
 
 
@@ -70,18 +63,13 @@ def _search(wish: Wish) -> Search:
 
 def show(found: Profile) -> None:
     """A line for each component: how often it is called, what a replica takes and gives."""
-    table = Table(
-        "component", "visits", "on", "one call", "best batch", "calls/s", "memory", "start", "fit error",
-        box=None, padding=(0, 2, 0, 0), header_style="dim",
-    )  # fmt: skip
+    rows = table("component", "visits", "on", "one call", "best batch", "calls/s", "memory", "start", "fit error")
     for component in found.components:
         for measured in component.measured:
-            table.add_row(component.id, f"{component.visits:.3g}", *_cells(measured))
+            rows.add_row(component.id, f"{component.visits:.3g}", *_cells(measured))
         if component.external:
-            table.add_row(
-                component.id, f"{component.visits:.3g}", "hosted API", f"{component.external_s * 1000:.4g} ms"
-            )
-    console().print(table)
+            rows.add_row(component.id, f"{component.visits:.3g}", "hosted API", f"{component.external_s * 1000:.4g} ms")
+    console().print(rows)
     fact(f"{found.origin.samples} samples; the chain's own code takes {found.glue_s * 1000:.3g} ms a request")
 
 

@@ -9,8 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rich.table import Table
-
 from patchwork_scheduler.errors import InvalidWorkload
 from patchwork_scheduler.from_profile import Simulated, simulated
 from patchwork_scheduler.model import SloClass
@@ -19,7 +17,7 @@ from patchwork_scheduler.profile_model import Profile
 from patchwork_scheduler.results import Results
 from patchwork_scheduler.simulate import SETUPS, setup_by_name, simulate, unloaded
 from patchwork_scheduler.workload import at_rate, gamma, poisson, trace_times
-from patchwork_serving.cli_output import console, fact_json, note
+from patchwork_serving.cli_output import console, fact_json, note, table
 from patchwork_serving.cli_predictions import predictions_table
 from patchwork_serving.config import parse_seconds
 from patchwork_serving.errors import UsageError
@@ -166,14 +164,13 @@ def _show(wish: Wish, plan: Plan, arrivals: Arrivals, alone: Results, found: dic
         f" {alone.slo.deadline_s:.3g} s; alone a request takes {alone.mean_s:.3g} s, and {alone.missed_share:.1%} miss even so",
         highlight=False,
     )
-    table = Table(
-        "policy", "in time", "late", "refused", "late of accepted", "in time/s", "p50", "p95", "p99", "first token p50",
-        box=None, padding=(0, 2, 0, 0), header_style="dim",
-    )  # fmt: skip
+    rows = table(
+        "policy", "in time", "late", "refused", "late of accepted", "in time/s", "p50", "p95", "p99", "first token p50"
+    )
     for name, results in found.items():
-        table.add_row(name, *_row(results))
-    out.print(table)
-    uses = Table("component", "replicas", "busy", "work", box=None, padding=(0, 2, 0, 0), header_style="dim")
+        rows.add_row(name, *_row(results))
+    out.print(rows)
+    uses = table("component", "replicas", "busy", "work")
     name, results = next(reversed(found.items())) if len(found) == 1 else ("least_slack", found["least_slack"])
     for component, use in sorted(results.components.items(), key=lambda one: -one[1].work_share):
         uses.add_row(component, str(use.replicas), f"{use.busy_share:.0%}", f"{use.work_share:.0%}")

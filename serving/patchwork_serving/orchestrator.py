@@ -10,7 +10,7 @@ from typing import Any, Literal
 from patchwork_adapters.bridge import Bridge
 from patchwork_adapters.record import ImportRecord, ReplayTransport
 from patchwork_adapters.transport import Transport
-from patchwork_serving import autoscaling, board
+from patchwork_serving import autoscaling, board, release_board
 from patchwork_serving.bundle import Bundle, apply_environment, enter_module_dir
 from patchwork_serving.chain_loop import ChainLoop
 from patchwork_serving.chains import Chain, chain_of
@@ -29,6 +29,7 @@ class Orchestrator:
         self.name = bundle.release.name
         self.framework = bundle.release.graph.framework
         self._bundle = bundle
+        self._release = bundle.release  # with the numbers that were deployed last, as far as they were looked up
         self._transport = transport
         self._observer = observer
         self._loop: ChainLoop | None = None
@@ -63,7 +64,7 @@ class Orchestrator:
     # -- ChainRunner -------------------------------------------------------------------------------------------------
 
     def release_info(self) -> dict[str, Any]:
-        release = self._bundle.release
+        release = self._release
         return {
             "name": release.name,
             "target": release.target,
@@ -142,13 +143,20 @@ class Orchestrator:
         except Exception as error:  # noqa: BLE001  a status page must not fail because Ray's head is busy
             log.warning("could not read the replicas' state: %s", type(error).__name__)
             entries = []
-        scaling = await asyncio.to_thread(autoscaling.told, self._bundle)
-        targets = {c.id: c.replicas for c in self._bundle.release.components if c.way != "external"}
+        await asyncio.to_thread(self._look_up_release)
+        scaling = await asyncio.to_thread(autoscaling.told, self._release, self._bundle.config)
+        targets = {c.id: c.replicas for c in self._release.components if c.way != "external"}
         return {
             "replicas": _by_component(entries, {**targets, **scaling.get("targets", {})}),
             "decisions": scaling.get("decisions", []),
             "autoscale": {key: scaling.get(key) for key in ("mode", "changes", "numbers")} if scaling else None,
         }
+
+    def _look_up_release(self) -> None:
+        try:
+            self._release = release_board.current(self._bundle.release)
+        except Exception as error:  # noqa: BLE001  as above: what was known last is told
+            log.warning("could not read what was deployed last: %s", type(error).__name__)
 
     def _running(self) -> tuple[Chain, ChainLoop]:
         assert self._chain is not None, "start() comes first"

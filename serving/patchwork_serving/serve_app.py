@@ -42,12 +42,22 @@ def build_app(bundle: Bundle, *, components_only: bool = False) -> Any:
     ingress = serve.deployment(
         serve.ingress()(Ingress), **_options(INGRESS, bundle.release.ingress_replicas, INGRESS_CPUS, 0.0)
     )
-    settings = {k: v for k, v in bundle.release.settings.items() if k != "built_at"}
+    return _versioned(ingress, ingress_version(bundle)).bind(bundle, handles)
+
+
+def ingress_version(bundle: Bundle) -> str:
+    """A digest that changes when ingress replicas must be replaced. What ``release_board`` tells them is not part of it."""
+    release = bundle.release
+    settings = {k: v for k, v in release.settings.items() if k != "built_at"}
+    engines = [
+        (spec.id, spec.max_batch, spec.slots, spec.cost) for spec in release.components
+    ]  # the door counts with them
+    promises = [release.slo_s, release.ingress_replicas, mode_of(bundle.config, release)]
     spec = ComponentSpec(id=INGRESS, kind="function", way="own", engine="own")
-    version = version_of(
-        spec, bundle, settings, bundle.release.graph.to_json(), bundle.config.model_dump(), sorted(bundle.env.items())
-    )
-    return _versioned(ingress, version).bind(bundle, handles)
+    return version_of(
+        spec, bundle, settings, release.graph.to_json(), bundle.config.model_dump(), sorted(bundle.env.items()),
+        engines, promises,
+    )  # fmt: skip
 
 
 class _Holder:

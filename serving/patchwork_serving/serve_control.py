@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from patchwork_serving import release_board
 from patchwork_serving.bundle import Bundle
 from patchwork_serving.errors import DeployError
 from patchwork_serving.progress import ProgressSink
@@ -189,6 +190,7 @@ def run_app(
         elif isinstance(error, DeployError):
             error.add_note(f"what ran before goes on; `patchwork logs {name}` has more")
         raise
+    release_board.write(bundle.release)
     if route_prefix is not None:
         from patchwork_serving import routes
 
@@ -248,6 +250,7 @@ def delete_app(name: str) -> bool:
     serve.delete(name)
     routes.forget(name)
     autoscale_board.forget(name)
+    release_board.forget(name)
     return True
 
 

@@ -1,4 +1,7 @@
-"""A deployment under load: advised, then scaled from one replica to two with the reason in ``status``, and back."""
+"""A deployment under load: advised, then scaled from one replica to two with the reason in ``status``, and back; idle ones sleep and wake.
+
+Two ingress replicas share the load while it is scaled: one of them decides.
+"""
 
 from __future__ import annotations
 
@@ -20,9 +23,11 @@ pytestmark = [pytest.mark.ray, pytest.mark.slow]
 TARGET = Path(__file__).parent / "chains" / "own_parts.py"
 #: One call takes 0.15 s, so that one replica carries 6.7 calls/s.
 CONFIG = """
-autoscale: {{mode: {mode}, cpus: 3, settle_s: 6s, every_s: 1s}}
+autoscale: {{mode: {mode}, cpus: 3, settle_s: 6s, idle_s: 8s, every_s: 1s}}
 scheduler: {{admission: off}}
+ingress_replicas: {ingress}
 components:
+  retriever: {{min_replicas: {least}}}
   llm: {{max_batch: 1, max_replicas: 2, emulate: {{rows: [{{batch: 1, seconds: 0.15}}]}}}}
 """
 RATE = 9.0
@@ -41,14 +46,22 @@ def app_of(home: Home) -> dict[str, Any]:
     return found
 
 
-def row(app: dict[str, Any]) -> dict[str, Any]:
-    (found,) = [row for row in app["replicas"] if row["component"] == "llm"]
+def row(app: dict[str, Any], component: str = "llm") -> dict[str, Any]:
+    (found,) = [row for row in app["replicas"] if row["component"] == component]
     return dict(found)
 
 
-def told(app: dict[str, Any]) -> list[dict[str, str]]:
-    """The decisions, without warnings: that two replicas are all that is allowed may be told as well."""
-    return [decision for decision in app["decisions"] if decision["what"] != "warning"]
+def told(app: dict[str, Any], component: str = "llm") -> list[dict[str, str]]:
+    """The decisions about it, without warnings: that two replicas are all that is allowed may be told as well."""
+    return [decision for decision in app["decisions"] if f"{component}: " in decision["what"]]
+
+
+def wait_until(home: Home, reached: Callable[[dict[str, Any]], bool], at_most_s: float) -> dict[str, Any]:
+    end = time.monotonic() + at_most_s
+    while not reached(app := app_of(home)) and time.monotonic() < end:
+        time.sleep(1.0)
+    assert reached(app), app
+    return app
 
 
 def load_until(url: str, home: Home, reached: Callable[[dict[str, Any]], bool], at_most_s: float) -> dict[str, Any]:
@@ -78,15 +91,17 @@ async def _load_until(
     return app
 
 
-def test_advice_then_a_second_replica_under_load_and_one_again_when_it_is_over(home: Home, tmp_path: Path) -> None:
+def test_advice_then_a_second_replica_under_load_one_again_when_it_is_over_and_none_of_what_sleeps(
+    home: Home, tmp_path: Path
+) -> None:
     config = tmp_path / "patchwork.yaml"
-    config.write_text(CONFIG.format(mode="advisory"))
+    config.write_text(CONFIG.format(mode="advisory", ingress=1, least=1))
     with deployed(home, str(TARGET), "--name", "busy", "--config", str(config)) as url:
         advised = load_until(url, home, lambda app: bool(told(app)), at_most_s=60.0)
         assert told(advised)[0]["what"] == "advice: llm: 1 to 2 replicas"
         assert row(advised)["target"] == row(advised)["ready"] == 1
 
-        config.write_text(CONFIG.format(mode="on"))
+        config.write_text(CONFIG.format(mode="on", ingress=2, least=0))
         again = home.run("deploy", str(TARGET), "--name", "busy", "--config", str(config), "--detach")
         assert again.returncode == 0, again.stderr
         grown = load_until(url, home, lambda app: row(app)["ready"] == 2, at_most_s=90.0)
@@ -98,10 +113,15 @@ def test_advice_then_a_second_replica_under_load_and_one_again_when_it_is_over(h
         metrics = httpx.get(f"{url}/metrics", timeout=30.0).text
         assert 'patchwork_autoscale_target_replicas{app="busy",component="llm"} 2.0' in metrics
 
-        end = time.monotonic() + 120.0
-        while row(app_of(home))["ready"] != 1 and time.monotonic() < end:
-            time.sleep(1.0)
-        left = app_of(home)
-        assert row(left)["target"] == row(left)["ready"] == 1
+        left = wait_until(home, lambda app: row(app)["ready"] == 1 and row(app, "retriever")["ready"] == 0, 120.0)
+        assert row(left)["target"] == 1
         assert told(left)[-1]["what"] == "llm: 2 to 1 replica"
         assert "would be used at" in told(left)[-1]["why"]
+
+        asleep = told(left, "retriever")[-1]
+        assert asleep["what"] == "retriever: 1 to 0 replicas"
+        assert asleep["why"] == "no call in the last 8 s"
+        answer = httpx.post(f"{url}/invoke", json={"input": "parrots speak again"}, timeout=90.0)
+        assert answer.status_code == 200  # it waited for the retriever to start
+        awake = wait_until(home, lambda app: row(app, "retriever")["ready"] == 1, 10.0)
+        assert told(awake, "retriever")[-1]["why"] == "called while it had no replica"

@@ -79,7 +79,7 @@ def test_everything_that_an_emulated_engine_touches_says_so(home: Home, url: str
 
 
 async def test_another_plan_changes_only_what_differs_and_loses_no_request(home: Home, url: str) -> None:
-    before = pids(home, *LLMS, *CORES)
+    before = pids(home, "ingress", *LLMS, *CORES)
     second = write_plan(home.path / "second.json", llm_grader=2, retriever_search=2)
     answers: list[int] = []
     stop = asyncio.Event()
@@ -96,11 +96,15 @@ async def test_another_plan_changes_only_what_differs_and_loses_no_request(home:
         await asyncio.gather(*asking)
     assert code == 0, told
     assert set(answers) == {200}
-    after = pids(home, *LLMS, *CORES)
+    after = pids(home, "ingress", *LLMS, *CORES)
     assert {name: len(after[name]) for name in after} == {
-        "llm-grader": 2, "llm-rewriter": 1, "llm-generator": 1, "retriever-search": 2, "retriever-web": 1,
+        "ingress": 1, "llm-grader": 2, "llm-rewriter": 1, "llm-generator": 1, "retriever-search": 2, "retriever-web": 1,
     }  # fmt: skip
     assert all(before[name] <= after[name] for name in before)  # none was replaced
+    (app,) = json.loads(home.run("status", "--json").stdout)["apps"]
+    assert {row["component"]: row["target"] for row in app["replicas"]} == {
+        name: len(after[name]) for name in after if name != "ingress"
+    }
 
 
 def test_a_plan_of_another_chain_touches_nothing_that_runs(home: Home, url: str) -> None:

@@ -17,6 +17,7 @@ from patchwork_scheduler.plan import make_plan
 from patchwork_scheduler.plan_model import Goal
 from patchwork_scheduler.profile_model import ComponentProfile, Measured, Point, Profile
 from patchwork_scheduler.resources import Resources
+from patchwork_serving import release_board
 from patchwork_serving.autoscale_policy import FollowDecisions
 from patchwork_serving.autoscale_setup import bounds_of, known_of, mode_of, release_key
 from patchwork_serving.autoscaling import AutoscaleLoop
@@ -24,7 +25,7 @@ from patchwork_serving.bundle import Bundle
 from patchwork_serving.config import Config
 from patchwork_serving.gateway.account import exposition
 from patchwork_serving.release import ComponentSpec, Release
-from patchwork_serving.serve_app import _autoscaling
+from patchwork_serving.serve_app import _autoscaling, ingress_version
 
 LLM = ComponentSpec(id="llm", kind="llm", way="own", engine="own")
 PROFILE = Profile("chain.py", (ComponentProfile("llm", 1.0, (Measured("cpu", (Point(1, 0.1),)),)),))
@@ -38,6 +39,10 @@ class Boards:
         self.at = 0.0
         self.requests = 0
         self.written: dict[str, Any] = {}
+        self.deployed: Release | None = None  # since the ingress started
+
+    def current(self, release: Release) -> Release:
+        return self.deployed or release
 
     def pass_time(self, seconds: float, requests: int) -> None:
         self.at += seconds
@@ -143,6 +148,56 @@ def test_another_release_begins_anew() -> None:
     under_load(boards, loop(boards, replicas=2), per_step=10)
     assert boards.written["targets"] == {"llm": 2}
     assert boards.written["decisions"] == []
+
+
+def test_a_release_that_replaced_no_ingress_begins_anew_as_well_and_its_policy_is_followed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    boards = Boards("ingress#a")
+    deciding = loop(boards)
+    under_load(boards, deciding)
+    again = bundle(replicas=2)
+    boards.deployed = again.release
+    under_load(boards, deciding, per_step=10)
+    assert boards.written["targets"] == {"llm": 2}
+    assert boards.written["decisions"] == []
+    under_load(boards, deciding, per_step=60)
+    monkeypatch.setattr(
+        "ray.experimental.internal_kv._internal_kv_get", lambda *a, **k: json.dumps(boards.written).encode()
+    )
+    policy = FollowDecisions(release=release_key(again.release, again.config))
+    context = SimpleNamespace(app_name="app", deployment_name="llm", target_num_replicas=2)
+    assert policy(context) == (boards.written["targets"]["llm"], {})
+    assert boards.written["targets"]["llm"] > 2
+
+
+def test_deploying_the_same_again_keeps_what_was_decided() -> None:
+    boards = Boards("ingress#a")
+    deciding = loop(boards)
+    under_load(boards, deciding)
+    boards.deployed = bundle().release
+    under_load(boards, deciding)
+    assert boards.written["targets"] == {"llm": 3}
+    assert [d["what"] for d in boards.written["decisions"]] == ["llm: 1 to 3 replicas"]
+
+
+def test_the_numbers_that_were_deployed_last_are_those_of_the_board() -> None:
+    before, after = bundle(replicas=1, plan=False).release, bundle(replicas=3).release
+    written = json.dumps({"replicas": {"llm": 3, "gone": 2}, "plan": after.plan}).encode()
+    assert release_board.updated(before, written) == after
+
+
+def test_other_numbers_replace_no_ingress_and_what_it_counts_with_does() -> None:
+    version = ingress_version(bundle())
+    assert ingress_version(bundle(replicas=3)) == version
+    other = {
+        "a promise": dataclasses.replace(bundle(), release=dataclasses.replace(bundle().release, slo_s=3.0)),
+        "a batch": dataclasses.replace(
+            bundle(), release=dataclasses.replace(bundle().release, components=(dataclasses.replace(LLM, max_batch=8),))
+        ),
+        "a mode that was off": bundle(None, plan=False),
+    }
+    assert [what for what, made in other.items() if ingress_version(made) == version] == []
 
 
 def test_by_default_a_planned_release_is_advised_and_others_are_left_alone() -> None:
