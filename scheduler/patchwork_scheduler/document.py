@@ -71,15 +71,24 @@ def _checked(cls: type[T], text: str, what: str, remedy: str) -> T:
 
 
 def _message(error: ValidationError, what: str, remedy: str) -> str:
-    first = error.errors(include_url=False)[0]
-    others = error.error_count() - 1
+    # a list whose entries are wrong is told to be too short as well
+    found = sorted(error.errors(include_url=False), key=lambda one: one["type"] == "too_short")
+    first, kinds = found[0], {one["type"] for one in found}
+    others = len([one for one in found if one["type"] != "too_short"] if len(kinds) > 1 else found) - 1
     field = _field(first["loc"])
-    because = str(first["msg"]).removeprefix("Value error, ")
-    wrong = f"{what}: {field} is {_shown(first['input'])}: {because}" if field else f"{what}: {because}"
-    if first["type"] == "missing":
-        wrong = f"{what}: {field} is missing"
-    more = f" (and {others} more)" if others else ""
-    return f"{wrong}{more}; {remedy}"
+    match first["type"]:
+        case "missing":
+            wrong = f"{field} is missing"
+        case "unexpected_keyword_argument":
+            wrong = f"{field} is {_shown(first['input']) or 'given'}, and there is no such field"
+        case "too_short":
+            wrong = f"{field} is empty"
+        case _:
+            because = str(first["msg"]).removeprefix("Value error, ")
+            value = _shown(first["input"])
+            wrong = f"{field} is {value}: {because}" if field and value else ": ".join(filter(None, (field, because)))
+    more = f" (and {others} more)" if others > 0 else ""
+    return f"{what}: {wrong}{more}; {remedy}"
 
 
 def _field(location: tuple[int | str, ...]) -> str:
@@ -87,7 +96,8 @@ def _field(location: tuple[int | str, ...]) -> str:
 
 
 def _shown(value: object) -> str:
+    """Empty for what is too large to repeat."""
     if isinstance(value, Mapping | list | tuple) or hasattr(value, "__dataclass_fields__"):
-        return "as it stands"
+        return ""
     text = repr(value)
     return text if len(text) <= _SHOWN else text[:_SHOWN] + "..."

@@ -12,7 +12,7 @@ from pydantic import Field
 from patchwork_scheduler import document
 from patchwork_scheduler.errors import InvalidInput, ProfileMismatch
 from patchwork_scheduler.profile_model import Bytes, Name, NotNegative, Positive, Profile
-from patchwork_scheduler.resources import Resources
+from patchwork_scheduler.resources import Need, Resources, unplaced
 
 PLAN_REMEDY = "make the plan again with 'patchwork plan' instead of editing it"
 GOAL_REMEDY = "correct --slo, --rate, or the fixed choices in patchwork.yaml"
@@ -75,9 +75,18 @@ class Placement:
 
     __pydantic_config__ = document.CHECKED
 
+    def __post_init__(self) -> None:
+        if self.gpus > 1 and self.gpus != int(self.gpus):
+            raise InvalidInput(f"gpus is {self.gpus:g}: more than one GPU must be a whole number of them")
+
     @property
     def calls_per_s(self) -> float:
         return self.replicas * self.batch / self.seconds
+
+    @property
+    def need(self) -> Need:
+        """Of one replica."""
+        return Need(self.cpus, self.gpus, self.memory_bytes)
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,6 +150,37 @@ class Plan:
             raise InvalidInput(f"bottleneck is {self.bottleneck!r}, which is none of the components {', '.join(ids)}")
         for component in self.components:
             self._check_capacity(component)
+        if self.profile is not None and (other := {c.id for c in self.profile.components if not c.external} ^ set(ids)):
+            raise InvalidInput(
+                f"profile and components are not of the same chain: only one of them has {', '.join(sorted(other))}"
+            )
+        if self.resources is not None:
+            self._check_places(self.resources)
+
+    def _check_places(self, resources: Resources) -> None:
+        """Every replica has a place on the nodes that the plan was made for."""
+        nodes = {node.name: node for node in resources.types()}
+        wanted: dict[str, list[tuple[Need, int]]] = {name: [] for name in nodes}
+        for component in self.components:
+            for place in component.placements:
+                node = nodes.get(place.node_type)
+                if node is None:
+                    raise InvalidInput(
+                        f"components: {component.id!r}: node_type is {place.node_type!r}, and the resources are {', '.join(nodes)}"
+                    )
+                if place.hardware not in node.offers:
+                    raise InvalidInput(
+                        f"components: {component.id!r}: hardware is {place.hardware!r}, and {node.name} offers {', '.join(node.offers)}"
+                    )
+                wanted[node.name].append((place.need, place.replicas))
+        for name, needs in wanted.items():
+            if unplaced(nodes[name], needs) is not None:
+                cpus = sum(need.cpus * count for need, count in needs)
+                gpus = sum(need.gpus * count for need, count in needs)
+                raise InvalidInput(
+                    f"components: the replicas on {name} need {cpus:g} cpus and {gpus:g} gpus, and do not fit on"
+                    f" {nodes[name].count} x {nodes[name].cpus:g} cpus and {nodes[name].gpus} gpus"
+                )
 
     def _check_capacity(self, component: PlannedComponent) -> None:
         """A plan edited by hand says one thing in ``replicas`` and another in ``rate_per_s``."""

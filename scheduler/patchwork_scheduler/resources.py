@@ -101,9 +101,9 @@ class Resources:
         return document.write(self)
 
     @classmethod
-    def from_json(cls, value: object) -> Resources:
+    def from_json(cls, value: object, *, what: str = "resources") -> Resources:
         """InvalidInput names field, value and remedy."""
-        return document.read(cls, value, what="resources", remedy=REMEDY)
+        return document.read(cls, value, what=what, remedy=REMEDY)
 
 
 @dataclass(frozen=True, slots=True)

@@ -128,7 +128,7 @@ def _resources(wish: Wish) -> Resources:
 
 def _read_resources(path: Path) -> Resources:
     try:
-        return Resources.from_json(json.loads(path.read_text(encoding="utf-8")))
+        return Resources.from_json(json.loads(path.read_text(encoding="utf-8")), what=str(path))
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"--resources: cannot read {path} ({type(error).__name__})") from error
     except ValueError as error:
@@ -162,15 +162,26 @@ def show(found: Plan) -> None:
             )  # fmt: skip
     console().print(rows)
     asked = f" ({found.target_rate_per_s:g} asked for)" if found.target_rate_per_s else ""
-    fact(f"sustains {found.rate_per_s:.4g} requests/s{asked}, limited by {found.bottleneck}; cost {found.cost:g}")
+    fact(f"sustains {found.rate_per_s:.4g} requests/s{asked}, limited by {found.bottleneck}; {_cost(found)}")
     if found.core_s is not None:
         fact(f"replicas share cores, and that limits it: a request keeps one busy for {found.core_s:.3g} s")
     promise = f"; the SLO is {found.slo_s:g} s" if found.slo_s else ""
     fact(
         f"one request alone takes {found.path_s:.3g} s, {found.full_batch_path_s:.3g} s when every batch is full{promise}"
     )
+    to = " at most" if found.target_rate_per_s else ""
     for more in found.marginals:
         where = "" if more.node_type == "machine" else f" in {more.node_type}"
         fact(
-            f"one more {more.resource.upper()}{where}: {f'+{more.gain_per_s:.3g} requests/s' if more.gain_per_s else 'no gain'}"
+            f"one more {more.resource.upper()}{where}: {f'+{more.gain_per_s:.3g} requests/s{to}' if more.gain_per_s else 'no gain'}"
         )
+
+
+def _cost(found: Plan) -> str:
+    """With the prices, where all nodes have the same."""
+    nodes = found.resources.nodes if found.resources else ()
+    prices = {(node.cpu_price, node.gpu_price) for node in nodes}
+    if len(prices) != 1:
+        return f"cost {found.cost:g} in the nodes' prices"
+    ((cpu, gpu),) = prices
+    return f"cost {found.cost:g} (a core {cpu:g}, a GPU {gpu:g})"

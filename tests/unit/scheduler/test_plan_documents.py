@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +64,8 @@ def profile_file() -> dict[str, Any]:
 
 def plan_file() -> dict[str, Any]:
     chain = profile(component("search", cpu={1: 0.5}), component("answer", gpu={1: 1.0, 8: 2.0}))
-    return make_plan(chain, Resources.machine(cpus=4, gpus=1), Goal(slo_s=9.0)).to_json()
+    machine = Resources.machine(cpus=4, gpus=1)
+    return replace(make_plan(chain, machine, Goal(slo_s=9.0)), profile=chain, resources=machine).to_json()
 
 
 def test_a_profile_is_read_from_its_file_and_written_back() -> None:
@@ -165,6 +167,20 @@ PLACEMENT = ("components", 0, "placements", 0)
         (changed(("components", 1, "id"), "search"), "'search' occurs twice"),
         (changed(("slo_s",), "fast"), "slo_s is 'fast'"),
         (changed(("marginals", 0, "resource"), "tpu"), r"marginals\[0\]\.resource is 'tpu'"),
+        (
+            changed((*PLACEMENT, "cpus"), 2.5),
+            "the replicas on machine need 5 cpus and 1 gpus, and do not fit on 1 x 4 cpus and 1 gpus",
+        ),
+        (changed(("resources", "nodes", 0, "gpus"), 0), r"'answer': hardware is 'gpu', and machine offers cpu"),
+        (changed((*PLACEMENT, "node_type"), "mars"), "'search': node_type is 'mars', and the resources are machine"),
+        (changed((*PLACEMENT, "hardware"), "tpu"), "'search': hardware is 'tpu', and machine offers cpu, gpu"),
+        (changed((*PLACEMENT, "gpus"), 1.5), "gpus is 1.5: more than one GPU must be a whole number"),
+        (
+            changed(("profile", "components", 1, "id"), "other"),
+            "profile and components are not of the same chain: .* answer, other",
+        ),
+        (changed((*PLACEMENT, "cpu"), 1), r"placements\[0\]\.cpu is 1, and there is no such field; make"),
+        (changed(("components",), []), "the plan: components is empty; make"),
     ],
 )
 def test_a_plan_edited_into_nonsense_is_refused_by_field_value_and_remedy(change: Change, message: str) -> None:
