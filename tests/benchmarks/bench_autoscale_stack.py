@@ -145,7 +145,7 @@ def settings_of(autoscale: dict[str, Any]) -> dict[str, Any]:
     from ray.serve.config import AutoscalingConfig
 
     config = AutoscalingConfig(min_replicas=1, max_replicas=MOST, initial_replicas=1, **autoscale["ray"])
-    return dict(json.loads(config.json()))
+    return dict(json.loads(config.model_dump_json()))
 
 
 def compare(home: Home, run: Run, seed: int) -> dict[str, Any]:

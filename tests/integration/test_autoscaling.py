@@ -10,6 +10,7 @@ import itertools
 import json
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -110,6 +111,14 @@ def test_advice_then_a_second_replica_under_load_one_again_when_it_is_over_and_n
         assert decision["what"] == "llm: 1 to 2 replicas"
         assert "requests/s" in decision["why"]
         assert set(decision) == {"time", "what", "why"}
+        pids = {process.pid for process in home.replicas("llm")}
+        with ThreadPoolExecutor(1) as aside:
+            options = ("--name", "busy", "--config", str(config), "--detach")
+            deploying = aside.submit(home.run, "deploy", str(TARGET), *options)
+            kept = load_until(url, home, lambda app: deploying.done(), at_most_s=90.0)
+        assert deploying.result().returncode == 0
+        assert row(kept)["target"] == row(kept)["ready"] == 2  # the same again: what was decided is kept
+        assert {process.pid for process in home.replicas("llm")} == pids
         metrics = httpx.get(f"{url}/metrics", timeout=30.0).text
         assert 'patchwork_autoscale_target_replicas{app="busy",component="llm"} 2.0' in metrics
 

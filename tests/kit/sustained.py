@@ -101,6 +101,11 @@ class Sustains:
         off = self.measured_per_s / self.predicted_per_s - 1
         return not self.is_bound and abs(off) <= TOLERANCE and self.below.holds
 
+    @property
+    def others_busy(self) -> float:
+        """Cores that programs kept busy which are no part of this."""
+        return max(rung.cores_busy - rung.cores_ours for rung in (self.below, self.above))
+
     def machine_was_the_limit(self, cores: int) -> bool:
         return self.cores_busy > BUSY * cores
 
