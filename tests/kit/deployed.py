@@ -39,7 +39,7 @@ class Home:
         """The ``patchwork`` command, as a person runs it."""
         return subprocess.run(
             [sys.executable, "-m", "patchwork_serving.cli", *arguments],
-            env={**os.environ, "PATCHWORK_HOME": str(self.path), **(env or {})},
+            env={**_environment(), "PATCHWORK_HOME": str(self.path), **(env or {})},
             cwd=ROOT, capture_output=True, text=True, timeout=timeout_s, check=False,
         )  # fmt: skip
 
@@ -47,7 +47,7 @@ class Home:
         """The command in a session of its own, so that a test may signal it; the caller waits for it."""
         return subprocess.Popen(
             [sys.executable, "-m", "patchwork_serving.cli", *arguments],
-            env={**os.environ, "PATCHWORK_HOME": str(self.path)},
+            env={**_environment(), "PATCHWORK_HOME": str(self.path)},
             cwd=ROOT, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
         )  # fmt: skip
 
@@ -115,6 +115,11 @@ def invoke(url: str, value: Any, **headers: str) -> Any:
     response = httpx.post(f"{url}/invoke", json={"input": value}, headers=headers, timeout=120.0)
     assert response.status_code == 200, response.text
     return response.json()["output"]
+
+
+def _environment() -> dict[str, str]:
+    """Without what pytest changes from test to test: another environment replaces the ingress of a deployment."""
+    return {name: value for name, value in os.environ.items() if name != "PYTEST_CURRENT_TEST"}
 
 
 def _command(process: psutil.Process) -> str:
