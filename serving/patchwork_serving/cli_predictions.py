@@ -8,6 +8,7 @@ from typing import Any
 from rich.table import Table
 
 from patchwork_adapters.graph import START
+from patchwork_serving.cli_output import table
 
 #: States shown: those that most requests went through.
 SHOWN = 8
@@ -16,15 +17,13 @@ SHOWN = 8
 def predictions_table(predictions: Sequence[Mapping[str, Any]]) -> Table:
     """Rows of ``predictions`` of which any was judged, from the beginning of requests to their end; of many, the rarest are left out."""
     judged = sorted((one for one in predictions if one["judged"]), key=lambda one: -one["judged"])[:SHOWN]
-    table = Table(
-        "from", "requests", "predicted", "was", "ratio", "off by", box=None, padding=(0, 2, 0, 0), header_style="dim"
-    )
+    rows = table("from", "requests", "predicted", "was", "ratio", "off by")
     for one in sorted(judged, key=lambda one: -one["actual_s"]):
-        table.add_row(
+        rows.add_row(
             _where(one["site"], one["loop"]), str(one["judged"]), f"{one['predicted_s']:.3g} s", f"{one['actual_s']:.3g} s",
             f"{one['predicted_over_actual']:.2f}", f"{one['mean_error_s']:.3g} s",
         )  # fmt: skip
-    return table
+    return rows
 
 
 def _where(site: str, loop: int) -> str:
