@@ -18,6 +18,7 @@ from patchwork_adapters import RemoteRunnable
 pytestmark = [pytest.mark.ray]
 
 TARGET = Path(__file__).parent / "chains" / "own_parts.py"
+LATE = TARGET.with_name("late_parts.py")  #: constructs its leaves on each call
 QUESTIONS = ["parrots speak", "what about snakes", "nothing at all", "norwegian or not"]
 
 
@@ -71,8 +72,13 @@ def test_an_error_of_the_users_own_is_told_by_its_class_and_never_by_its_traceba
 
 def test_two_applications_have_paths_of_their_own_and_one_has_the_root(home: Home, url: str) -> None:
     root = url.rsplit("/own", 1)[0]
-    with deployed(home, str(TARGET), "--name", "second") as second:
+    with deployed(home, str(LATE), "--name", "second") as second:
         assert invoke(second, QUESTIONS[0]) == invoke(f"{root}/own", QUESTIONS[0])
+        traced = {"x-patchwork-trace": "1"}
+        response = httpx.post(f"{second}/invoke", json={"input": QUESTIONS[0]}, headers=traced, timeout=60)
+        spans = response.json()["metadata"]["trace"]
+        ran = {span["attributes"].get("patchwork.replica", "").split("#")[0] for span in spans} - {""}
+        assert ran == {"retriever-context-wordretriever", "llm-answer-echo"}
         assert httpx.get(f"{root}/second/info").json()["name"] == "second"
         before = {p.pid for p in home.replicas("")}
         wait_for(f"{root}/livez", 404)
