@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping, Sequence
+import logging
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from typing import Any, Protocol, cast
 
 from patchwork_serving.errors import UsageError
+
+log = logging.getLogger(__name__)
 
 
 class Chain(Protocol):
@@ -57,10 +60,22 @@ class RunnableChain:
 
     def schemas(self) -> dict[str, dict[str, Any]]:
         return {
-            "input": self._runnable.get_input_jsonschema(),
-            "output": self._runnable.get_output_jsonschema(),
-            "config": self._runnable.config_schema().model_json_schema(),
+            "input": _told(self._runnable.get_input_jsonschema, "Input"),
+            "output": _told(self._runnable.get_output_jsonschema, "Output"),
+            "config": _told(lambda: self._runnable.config_schema().model_json_schema(), "Config"),
         }
+
+
+def _told(make: Callable[[], dict[str, Any]], title: str) -> dict[str, Any]:
+    """A schema, or where it cannot be made one that takes anything: the chain itself runs without it.
+
+    pydantic makes none of a graph whose state is a ``typing.TypedDict`` on Python 3.11, nor of classes that it does not know.
+    """
+    try:
+        return make()
+    except Exception as error:  # noqa: BLE001  the user's types: whatever is wrong with them
+        log.warning("the chain's %s has no schema (%s); anything is accepted", title.lower(), type(error).__name__)
+        return {"title": title}
 
 
 class _LlamaIndexChain:
