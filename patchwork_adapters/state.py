@@ -44,9 +44,12 @@ def kept_by(walk: Walk) -> tuple[Kept, ...]:
 
 
 def affinity_of(kept: tuple[Kept, ...]) -> str | None:
-    """One name for all: ``thread_id``, ``session_id``, several joined by ``+``, or :data:`ALL`; None without state to come back to."""
-    names = list(dict.fromkeys(one.affinity for one in kept if one.affinity is not None))
-    return ALL if ALL in names else "+".join(names) or None
+    """One name for all: ``thread_id``, ``session_id``, several of one history joined by ``+``, or :data:`ALL`; None without state.
+
+    Two parts that are found again by different names cannot both be come back to unless all requests come to one place.
+    """
+    names = {one.affinity for one in kept if one.affinity is not None}
+    return ALL if len(names) > 1 else next(iter(names), None)
 
 
 def notes_of(kept: tuple[Kept, ...]) -> Iterator[str]:

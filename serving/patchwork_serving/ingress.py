@@ -5,15 +5,19 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+from collections.abc import AsyncIterator
 from typing import Any
 
 from patchwork_scheduler.learned import cost_of
 from patchwork_serving import board
 from patchwork_serving.autoscaling import AutoscaleLoop, RayBoards
 from patchwork_serving.bundle import Bundle, apply_environment
+from patchwork_serving.conversations import Place
+from patchwork_serving.forwarding import NOT_HERE, Forwarding, serve_here
 from patchwork_serving.gateway import Account, GatewayMetrics, GatewaySettings, build_gateway
 from patchwork_serving.metered import MeteredCalls
 from patchwork_serving.orchestrator import Orchestrator
+from patchwork_serving.release import Release
 from patchwork_serving.scheduling import Scheduling
 from patchwork_serving.sharing import Sharing
 from patchwork_serving.slo import classes_of
@@ -23,6 +27,11 @@ from patchwork_serving.transport import RayTransport, serve_replicas
 log = logging.getLogger(__name__)
 
 SIBLINGS_TIMEOUT_S = 2.0
+
+
+def keeps_state(release: Release) -> bool:
+    """Whether it matters which of several ingress replicas serves a request."""
+    return release.graph.affinity is not None and release.ingress_replicas > 1
 
 
 class Ingress:
@@ -95,7 +104,41 @@ class Ingress:
             door=self._door,
         )
         self._gateway = app.state.gateway
-        return app
+        self._app = app
+        return self._forwarding(app) if keeps_state(self._bundle.release) else app
+
+    def _forwarding(self, app: Any) -> Forwarding:
+        from ray import serve
+
+        release, config = self._bundle.release, self._bundle.config.gateway
+        handle = serve.get_deployment_handle("ingress", app_name=release.name)
+
+        async def send_to(name: str, scope: Any, body: bytes) -> Any:
+            named = handle.options(method_name="serve_here", stream=True, session_id=name.partition("#")[2])
+            answer = named.remote(name, scope, body)
+            try:
+                async for message in answer:
+                    yield message
+            finally:
+                answer.cancel()
+
+        return Forwarding(
+            app, affinity=release.graph.affinity or "", count=release.ingress_replicas, me=self._replica, places=self._places,
+            send_to=send_to, max_body_bytes=config.max_body_bytes, body_timeout_s=config.request_timeout_s,
+        )  # fmt: skip
+
+    async def _places(self) -> list[Place]:
+        entries = await asyncio.to_thread(board.read, self._bundle.release.name)
+        return [Place(one["replica"], one["rank"]) for one in entries if one["component"] == "ingress"]
+
+    async def serve_here(self, name: str, scope: Any, body: bytes) -> AsyncIterator[Any]:
+        """A request that came to another ingress replica and is about what the replica of this name keeps; its answer's messages."""
+        if name != self._replica:
+            yield NOT_HERE
+            return
+        async with contextlib.aclosing(serve_here(self._app, scope, body)) as messages:
+            async for message in messages:
+                yield message
 
     async def cancel_run(self, run_id: str) -> bool:
         """Cancel a run of this process; called by the other ingress replicas."""
@@ -134,9 +177,12 @@ class Ingress:
         return answers
 
     async def _publish(self) -> None:
+        from ray import serve
+
         while True:
             try:
-                facts = {"component": "ingress", **self._metrics.traffic.report()}
+                rank = serve.get_replica_context().rank.rank
+                facts = {"component": "ingress", "rank": rank, **self._metrics.traffic.report()}
                 await asyncio.to_thread(board.publish, self._bundle.release.name, self._replica, facts)
             except Exception as error:  # noqa: BLE001  telemetry must not end a replica
                 log.warning("could not publish the state of %s: %s", self._replica, type(error).__name__)

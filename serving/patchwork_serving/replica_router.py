@@ -1,6 +1,7 @@
 """Serve's request router of our components: a call goes to the replica that its ``session_id`` names (docs/decisions/routing.md).
 
-Serve pickles this module by value into each deployment's configuration, so it holds no state and imports other modules whole.
+Serve pickles this module by value into each deployment's configuration, so it holds no state. Its HTTP proxies run this router for
+ingresses; on another machine they are without our package.
 """
 
 from __future__ import annotations
@@ -8,8 +9,6 @@ from __future__ import annotations
 from typing import Any
 
 from ray.serve._private.request_router.pow_2_router import PowerOfTwoChoicesRequestRouter
-
-from patchwork_serving import replicas_seen
 
 
 class NamedReplicaRouter(PowerOfTwoChoicesRequestRouter):  # type: ignore[misc]  # Ray has no types here
@@ -34,6 +33,10 @@ class NamedReplicaRouter(PowerOfTwoChoicesRequestRouter):  # type: ignore[misc] 
         return [named, [one for one in candidate_replicas if one is not named[0]]]
 
     def _tell(self) -> None:
+        try:
+            from patchwork_serving import replicas_seen
+        except ImportError:  # a proxy, which asks for no names
+            return
         deployment = self._deployment_id
         names = tuple(sorted(replica_id.unique_id for replica_id in self.curr_replicas))
         replicas_seen.tell(deployment.app_name, deployment.name, names)

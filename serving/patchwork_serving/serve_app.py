@@ -8,7 +8,7 @@ from typing import Any
 from patchwork_serving.autoscale_setup import MANY, bounds_of, mode_of, release_key
 from patchwork_serving.bundle import Bundle, version_of
 from patchwork_serving.config import Config
-from patchwork_serving.ingress import Ingress
+from patchwork_serving.ingress import Ingress, keeps_state
 from patchwork_serving.release import ComponentSpec
 from patchwork_serving.replica import ComponentReplica
 
@@ -39,9 +39,10 @@ def build_app(bundle: Bundle, *, components_only: bool = False) -> Any:
     if components_only:
         holder = serve.deployment(_Holder, **_options(INGRESS, 1, INGRESS_CPUS, 0.0))
         return _versioned(holder, "holder").bind(handles)
-    ingress = serve.deployment(
-        serve.ingress()(Ingress), **_options(INGRESS, bundle.release.ingress_replicas, INGRESS_CPUS, 0.0)
-    )
+    options = _options(INGRESS, bundle.release.ingress_replicas, INGRESS_CPUS, 0.0)
+    if keeps_state(bundle.release):  # a request may have to go on to the replica that has its state
+        options["request_router_config"] = _named_router()
+    ingress = serve.deployment(serve.ingress()(Ingress), **options)
     return _versioned(ingress, ingress_version(bundle)).bind(bundle, handles)
 
 
@@ -71,15 +72,18 @@ class _Holder:
 
 
 def _component(serve: Any, spec: ComponentSpec, bundle: Bundle, *, fixed: bool) -> Any:
-    from ray.serve.config import RequestRouterConfig
-
     options = _options(spec.id, spec.replicas, spec.num_cpus, spec.num_gpus)
     if not fixed and (autoscaling := _autoscaling(spec, bundle)) is not None:
         options = {**options, "num_replicas": "auto", "autoscaling_config": autoscaling}
-    router = RequestRouterConfig(request_router_class=ROUTER)
-    deployment = serve.deployment(ComponentReplica, request_router_config=router, **options)
+    deployment = serve.deployment(ComponentReplica, request_router_config=_named_router(), **options)
     mine = bundle if spec.engine == "own" else _without_user_code(bundle, with_store=spec.engine == "pgvector")
     return _versioned(deployment, version_of(spec, bundle)).bind(_without_replicas(spec), mine)
+
+
+def _named_router() -> Any:
+    from ray.serve.config import RequestRouterConfig
+
+    return RequestRouterConfig(request_router_class=ROUTER)
 
 
 def _autoscaling(spec: ComponentSpec, bundle: Bundle) -> dict[str, Any] | None:

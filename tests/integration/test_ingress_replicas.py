@@ -141,3 +141,20 @@ async def test_a_silent_replica_gets_no_calls_any_more(home: Home, url: str) -> 
     # what each ingress had sent before it noticed is lost; everything after is answered by the other
     assert statuses.count(504) <= 6, statuses
     assert statuses[-8:] == [200] * 8, statuses
+
+
+async def test_a_conversation_comes_back_to_the_replica_that_remembers_it(home: Home) -> None:
+    with deployed(home, str(TARGET.with_name("remembering.py")), "--name", "remembering", "--replicas", "2") as made:
+        await asyncio.to_thread(until_both_are_seen, made)
+        processes: dict[str, int] = {}
+        for thread in "abcdefgh":
+            body = {"input": {"said": ["x"]}, "config": {"configurable": {"thread_id": thread}}}
+            for n in range(4):
+                async with httpx.AsyncClient(timeout=60) as client:  # another connection, so perhaps another replica
+                    output = (await client.post(f"{made}/invoke", json=body)).json()["output"]
+                assert output["said"] == ["x"] * (n + 1)
+                assert processes.setdefault(thread, output["pid"]) == output["pid"]
+            async with httpx.AsyncClient(timeout=60) as client:
+                streamed = (await client.post(f"{made}/stream", json=body)).text
+            assert str(processes[thread]) in streamed
+        assert len(set(processes.values())) == 2

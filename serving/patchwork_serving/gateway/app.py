@@ -32,6 +32,8 @@ _CALLS: dict[str, Handler] = {
     "/stream_events": langserve_routes.stream_events,
     "/v1/chat/completions": openai_routes.chat_completions,
 }
+#: ends of the paths on which the chain is called
+CALL_PATHS = tuple(_CALLS)
 
 
 def build_gateway(

@@ -76,3 +76,10 @@ def test_a_chat_engine_is_one_conversation() -> None:
     affinity, notes = state_of(SimpleChatEngine.from_defaults(llm=MockLLM()))
     assert affinity == "*"
     assert any("chain keeps the memory of one conversation" in note for note in notes)
+
+
+def test_state_of_two_kinds_that_other_names_find_belongs_together() -> None:
+    builder = StateGraph(dict)
+    builder.add_node("answer", RunnableWithMessageHistory(model(), lambda session_id: InMemoryChatMessageHistory()))
+    builder.add_edge(START, "answer")
+    assert state_of(builder.compile(checkpointer=InMemorySaver()))[0] == "*"
