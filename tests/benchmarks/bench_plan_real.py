@@ -64,7 +64,7 @@ SHAPES = {
         "crag", 4, 9, 7.0,
         {"retriever-search": 1, "llm-grader": 1, "llm-rewriter": 0.3, "retriever-web": 0.3, "llm-generator": 1},
     ),
-    "ircot": Shape("ircot", 4, 6, 7.0, {"retriever-search": 5, "llm-reasoner": 5, "llm-answerer": 1}),
+    "ircot": Shape("ircot", 4, 6, 4.2, {"retriever-search": 5, "llm-reasoner": 5, "llm-answerer": 1}),
     "hipporag": Shape(
         "hipporag", 4, 6, 5.0, {"llm-extractor": 1, "embedder-entities": 1, "retriever-pagerank": 1, "llm-generator": 1}
     ),
@@ -230,7 +230,7 @@ def main() -> None:
         "-o", "--output", type=Path, help="JSON file; shapes that are there already are kept or replaced"
     )
     parser.add_argument("--warm", type=float, default=12.0, help="seconds before anything counts, of each load")
-    parser.add_argument("--window", type=float, default=24.0, help="seconds that count")
+    parser.add_argument("--window", type=float, default=28.0, help="seconds that count")
     parser.add_argument("--arrivals", default="poisson")
     parser.add_argument("--dry", action="store_true", help="only what is predicted")
     options = parser.parse_args()
