@@ -96,7 +96,7 @@ def build(request: BuildRequest, folder: Path, progress: ProgressSink) -> dict[s
 
 
 def _kept_record(file: Path) -> ImportRecord:
-    """What the last build of this module kept. It can be made again: one of another version, or a damaged one, counts as none."""
+    """What the last build of this module kept. It can be made again: a damaged one counts as none."""
     try:
         return ImportRecord.load(file)
     except CodecError as error:
