@@ -37,9 +37,9 @@ from openai import AsyncOpenAI
 
 from patchwork_adapters.protocol import HttpRequest, encode_request
 from patchwork_serving.bench.report import percentiles
-from patchwork_serving.bench.sse import EventWatch
-from patchwork_serving.components.emulated import EmulatedLlm
+from patchwork_serving.bench.sse import LangServeEvents
 from patchwork_serving.components.emulated_factory import build_emulated
+from patchwork_serving.components.emulated_llm import EmulatedLlm
 from patchwork_serving.components.emulated_profiles import load_profile
 from patchwork_serving.components.engine import EngineCall
 from patchwork_serving.release import ComponentSpec
@@ -175,7 +175,7 @@ async def sse_stream(url: str) -> AsyncIterator[Ask]:
         async def ask(number: int) -> AsyncIterator[None]:
             async with client.stream("POST", "/stream", json={"input": {"question": QUESTION}}) as response:
                 response.raise_for_status()
-                watch = EventWatch()
+                watch = LangServeEvents()
                 async for block in response.aiter_bytes():
                     watch.feed(block)
                     if watch.first:
