@@ -13,7 +13,7 @@ delays a request depends on the engines (where prefills ride along with decodes,
 How much delay is allowed: what slows the mean request by a share slows one that takes a rare branch, or writes a long answer, by the same
 share. Nobody knows beforehand which one it will be. So a request may be stretched as far as the one with ``high_work_s`` can bear. Of few
 requests that is the longest, often the first, which found everything cold: it counts only once somebody missed. What is still not known
-is learnt as a margin: it narrows when accepted requests miss more often than promised, widens slowly when requests that were let in
+is learnt as a margin: it narrows when accepted requests miss more often than is steered to, widens slowly when requests that were let in
 late made it, and recovers where little goes on.
 
 What is accepted is never dropped for what comes later: nothing here takes an acceptance back.
@@ -44,8 +44,10 @@ RATIO_LOW, RATIO_HIGH = 0.2, 5.0
 RATIO_PRIOR, PRIOR_DELAY = 20, 0.5
 #: Where less than this of the allowance was predicted, how much work a request happened to bring says more than how it was delayed.
 RATIO_TELLING = 0.25
-#: Step of the margin when a request misses; for one in time it is as much smaller as the promise is high.
+#: Step of the margin when a request misses; for one in time it is as much smaller as the share steered to is low.
 MARGIN_STEP = 0.02
+#: Of the misses that the promise allows, those steered to: the share of a thousand requests scatters by some tenths of a per cent.
+AIM = 0.75
 #: A request that was predicted to be delayed by less than this of its allowance widens the margin no further than to 1.
 TELLING = 0.6
 #: Weight of a new admission in the shares of classes.
@@ -214,7 +216,7 @@ class Admission:
             if accepted.predicted_share > RATIO_TELLING:  # else it had plenty of room, and no door could have helped it
                 self.margin = max(MARGIN_LOW, self.margin * (1.0 - MARGIN_STEP))
         else:
-            step = MARGIN_STEP * (1.0 - accepted.slo.target_share)
+            step = MARGIN_STEP * AIM * (1.0 - accepted.slo.target_share)
             most = MARGIN_HIGH if accepted.predicted_share > TELLING else max(self.margin, 1.0)
             self.margin = min(most, self.margin * (1.0 + step))
 

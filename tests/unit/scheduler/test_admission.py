@@ -115,6 +115,19 @@ def test_misses_narrow_the_margin_and_requests_in_time_widen_it() -> None:
     assert narrowed < admission.margin < 1.0
 
 
+def test_the_margin_is_steered_to_fewer_misses_than_are_promised() -> None:
+    def narrowed(late_of: int) -> bool:
+        admission = door()
+        for i in range(late_of * 10):
+            admission.accepted(f"r{i}", FAST, ahead(), i + 2.0, float(i), 1.9)
+            admission.finished(f"r{i}", i + (2.5 if i % late_of == 0 else 1.5))
+        return admission.margin < 1.0
+
+    assert narrowed(50)  # one in fifty is what is promised: nothing would be left for a run of bad luck
+    assert narrowed(60)
+    assert not narrowed(80)
+
+
 def test_a_miss_that_was_not_the_doors_leaves_the_margin_and_low_load_lets_it_recover() -> None:
     admission = door()
     admission.accepted("stalled", FAST, ahead(), 2.0, 0.0, 0.5)
