@@ -85,6 +85,14 @@ def deploy(
     plan: Annotated[
         Path | None, typer.Option("--plan", help="Replicas, batches and resources, as `patchwork plan` made them.")
     ] = None,
+    profile: Annotated[
+        Path | None,
+        typer.Option("--profile", help="Make a plan for this machine from what `patchwork profile` measured."),
+    ] = None,
+    rate: Annotated[
+        float | None,
+        typer.Option("--rate", help="With --profile: requests/s to sustain; default: as many as there can be."),
+    ] = None,
     detach: Annotated[
         bool, typer.Option("--detach", help="Return when it is ready; `patchwork down` stops it.")
     ] = False,
@@ -97,7 +105,7 @@ def deploy(
     """
     from patchwork_serving import cli_deploy
 
-    wish = cli_deploy.Wish(target, name, host, port, slo, config, replicas, detach, plan)
+    wish = cli_deploy.Wish(target, name, host, port, slo, config, replicas, detach, plan, profile, rate)
     cli_deploy.deploy(wish, as_json=as_json)
 
 

@@ -21,7 +21,7 @@ from patchwork_serving.bench.report import LoadReport
 from patchwork_serving.bench.run import LoadOptions, load
 from patchwork_serving.bench.sustain import SHARE
 from patchwork_serving.cli_apps import auth_headers_for, parsed_headers, url_of
-from patchwork_serving.cli_deploy import seconds
+from patchwork_serving.cli_options import seconds
 from patchwork_serving.cli_output import console, fact, fact_json, note
 from patchwork_serving.cli_progress import progress_display
 from patchwork_serving.errors import UsageError

@@ -3,33 +3,27 @@
 from __future__ import annotations
 
 import os
-import signal
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING
-
-import psutil  # type: ignore[import-untyped, unused-ignore]
 
 from patchwork_serving import servers, telemetry
 from patchwork_serving.cli_faults import Interrupted
+from patchwork_serving.cli_options import seconds
 from patchwork_serving.cli_output import fact, fact_json, note
 from patchwork_serving.cli_progress import progress_display
-from patchwork_serving.config import Paths, parse_seconds
+from patchwork_serving.cli_signals import StopSignals, stop_signals
+from patchwork_serving.config import Paths
 from patchwork_serving.errors import DeployError, UsageError
-from patchwork_serving.state import OwnProcess, StateStore
+from patchwork_serving.state import StateStore
 
 if TYPE_CHECKING:
     from patchwork_scheduler.plan_model import Plan
 
 #: how often the foreground looks whether what it serves is still there
 WATCH_EVERY_S = 1.0
-#: until killed processes are gone
-KILLED_S = 2.0
-STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +39,8 @@ class Wish:
     replicas: int | None = None
     detach: bool = False
     plan: Path | None = None
+    profile: Path | None = None  #: to make a plan from
+    rate: float | None = None
 
 
 def deploy(wish: Wish, *, as_json: bool) -> None:
@@ -53,18 +49,42 @@ def deploy(wish: Wish, *, as_json: bool) -> None:
     slo_s = seconds("--slo", wish.slo) if wish.slo is not None else None
     if wish.config is not None and not wish.config.is_file():
         raise UsageError(f"--config: there is no file {wish.config}")
-    plan = _plan(wish.plan)
+    plan = _plan(wish, as_json=as_json)
     with stop_signals() as stopping:
         _serve(wish, slo_s, plan, stopping, as_json=as_json)
 
 
-def _plan(path: Path | None) -> Plan | None:
-    """Read before anything starts: a plan that makes no sense touches nothing."""
-    if path is None:
+def _plan(wish: Wish, *, as_json: bool) -> Plan | None:
+    """Read or made before anything starts: a plan that makes no sense, or that cannot be, touches nothing."""
+    if wish.profile is not None:
+        return _made(wish, wish.profile, as_json=as_json)
+    if wish.rate is not None:
+        raise UsageError("--rate: it is for a plan that deploy makes itself, from a --profile")
+    if wish.plan is None:
         return None
     from patchwork_scheduler.plan_model import Plan
 
-    return Plan.load(path)
+    return Plan.load(wish.plan)
+
+
+def _made(wish: Wish, profile: Path, *, as_json: bool) -> Plan:
+    """The plan that ``patchwork plan`` would make, told as it would."""
+    if wish.plan is not None:
+        raise UsageError("give one of --plan and --profile")
+    if os.environ.get("RAY_ADDRESS"):
+        raise UsageError(
+            "--profile: deploy plans for this machine, and RAY_ADDRESS names a cluster; describe its nodes to"
+            " `patchwork plan --resources`, and give the result as --plan"
+        )
+    from patchwork_serving import cli_plan  # not at the top: a deployment without needs no solver
+
+    asked = cli_plan.Wish(wish.target, profile, wish.slo, wish.rate, config=wish.config)
+    found = cli_plan.make(asked, progress_as_json=as_json)
+    if as_json:
+        fact_json({"event": "plan", "plan": found.to_json()}, indent=None)
+    else:
+        cli_plan.show(found)
+    return found
 
 
 def _serve(wish: Wish, slo_s: float | None, plan: Plan | None, stopping: StopSignals, *, as_json: bool) -> None:
@@ -140,68 +160,3 @@ def down(name: str | None, *, as_json: bool) -> None:
             return
         roles = " and ".join(process.role.capitalize() for process in left)
         fact(f"stopped the {roles} of this home" if left else "nothing was deployed on this machine")
-
-
-def seconds(option: str, text: str) -> float:
-    """A duration of the command line; UsageError names the option."""
-    try:
-        value = parse_seconds(text)
-    except ValueError as error:
-        raise UsageError(f"{option}: {error}") from None
-    if not isinstance(value, float) or value <= 0:
-        raise UsageError(f"{option}: {text!r} must be more than 0 seconds")
-    return value
-
-
-class StopSignals:
-    """What the first and the second signal do. The first unwinds this process, the second ends everything below it."""
-
-    def __init__(self) -> None:
-        self.cleaning = False
-        self.came = False  #: a signal did, so this process is ending
-        self.mine: frozenset[str] = frozenset()  #: applications that end with this command
-
-    def __call__(self, signum: int, frame: FrameType | None) -> None:
-        if self.cleaning:
-            force(self.mine)
-        self.cleaning = self.came = True
-        raise Interrupted(signal.Signals(signum).name)
-
-
-@contextmanager
-def stop_signals() -> Iterator[StopSignals]:
-    """While inside, SIGINT, SIGTERM and SIGHUP raise :class:`Interrupted` in the main thread."""
-    stopping = StopSignals()
-    before = {signum: signal.signal(signum, stopping) for signum in STOP_SIGNALS}
-    try:
-        yield stopping
-    finally:
-        for signum, handler in before.items():
-            # cleaned up and about to exit with its code: one more Ctrl-C must not end it with another
-            signal.signal(signum, signal.SIG_IGN if stopping.came else handler)
-
-
-def force(mine: frozenset[str]) -> None:
-    """End every process that was started for ``mine``, and this one, without asking. Data survives: Postgres recovers."""
-    doomed = psutil.Process().children(recursive=True)
-    try:
-        for server in _servers_of(mine):
-            process = psutil.Process(server.pid)
-            doomed += [*process.children(recursive=True), process]
-    finally:
-        for process in doomed:
-            with suppress(psutil.Error):
-                process.kill()
-        psutil.wait_procs(doomed, timeout=KILLED_S)
-        servers.forget_dead(Paths.from_env())
-        # not through Python's streams, which may be in use where the signal came
-        os.write(2, b"error: stopped at once, without waiting\n")
-        os._exit(1)
-
-
-def _servers_of(mine: frozenset[str]) -> Sequence[OwnProcess]:
-    """Ray and Postgres of this home, which outlive the command that started them; none when another application uses them."""
-    paths = Paths.from_env()
-    if any(app.name not in mine for app in StateStore(paths.state).apps()):
-        return []
-    return servers.running(paths)

@@ -11,9 +11,9 @@ from rich.text import Text
 from patchwork_adapters.graph import END, START, Component, ComponentGraph, Edge
 from patchwork_adapters.target import parse_target
 from patchwork_serving import build_process
-from patchwork_serving.cli_deploy import stop_signals
 from patchwork_serving.cli_output import console, fact, fact_json, table
 from patchwork_serving.cli_progress import progress_display
+from patchwork_serving.cli_signals import stop_signals
 from patchwork_serving.config import Paths, load_config
 from patchwork_serving.errors import UsageError
 

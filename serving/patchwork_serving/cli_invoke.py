@@ -12,7 +12,7 @@ import httpx
 import typer
 
 from patchwork_serving.cli_apps import auth_headers_for, parsed_headers, url_of
-from patchwork_serving.cli_deploy import seconds
+from patchwork_serving.cli_options import seconds
 from patchwork_serving.cli_output import console, fact, fact_json, note
 from patchwork_serving.errors import ServingError, UsageError
 from patchwork_serving.urls import shown

@@ -19,9 +19,10 @@ from patchwork_scheduler.plan_sharing import needed_cores, sharing_cores
 from patchwork_scheduler.profile_model import ComponentProfile, Profile
 from patchwork_scheduler.resources import Resources
 from patchwork_serving import build_process
-from patchwork_serving.cli_deploy import seconds, stop_signals
+from patchwork_serving.cli_options import seconds
 from patchwork_serving.cli_output import check_output, console, fact, hand_over, note, table
 from patchwork_serving.cli_progress import progress_display
+from patchwork_serving.cli_signals import stop_signals
 from patchwork_serving.components.llamacpp_engine import available_cores
 from patchwork_serving.config import ComponentConfig, Config, Paths, load_config
 from patchwork_serving.errors import UsageError
@@ -45,16 +46,26 @@ class Wish:
 
 
 def plan(wish: Wish, *, as_json: bool) -> None:
-    """Print the plan and write it where asked. Raises UsageError, InvalidInput, ProfileMismatch, NoFeasiblePlan."""
-    goal = _goal(wish)
+    """Print the plan and write it where asked. Raises what :func:`make` raises, and UsageError where it cannot be written."""
     if wish.output is not None:
         check_output(wish.output)
-    resources = _resources(wish)
+    hand_over(make(wish), wish.output, as_json=as_json, show=show)
+    if wish.output is not None and not as_json:
+        note(f"written to {wish.output}; serve it: patchwork deploy {wish.target} --plan {wish.output}")
+
+
+def make(wish: Wish, *, progress_as_json: bool = False) -> Plan:
+    """The plan, with what it was made from; only a process that imports the module is started.
+
+    Raises UsageError, InvalidInput, ProfileMismatch, NoFeasiblePlan.
+    """
+    goal, resources = _goal(wish), _resources(wish)
     profile = Profile.load(wish.profile)
     config = load_config(wish.config, beside=parse_target(wish.target).folder)
-    profile.check_components(_components(wish.target, config))
+    profile.check_components(_components(wish.target, config, progress_as_json=progress_as_json))
     profile = with_shares(profile, config)
-    goal = dataclasses.replace(goal, fixed=fixed_choices(profile, config))
+    # as a deployment does: what the command line promises goes before patchwork.yaml
+    goal = dataclasses.replace(goal, slo_s=goal.slo_s or config.slo_s, fixed=fixed_choices(profile, config))
     by_hand = {name for name, choice in config.components.items() if choice.num_cpus is not None}
     shared = sharing_cores(profile, resources, goal.fixed, by_hand)
     found = dataclasses.replace(make_plan(shared, resources, goal), profile=shared, resources=resources)
@@ -64,9 +75,7 @@ def plan(wish: Wish, *, as_json: bool) -> None:
             f"one replica of everything keeps {needed:.3g} cores busy and there are {resources.nodes[0].cpus:g}: replicas share"
             f" them; components.ID.num_cpus in patchwork.yaml fixes a share"
         )
-    hand_over(found, wish.output, as_json=as_json, show=show)
-    if wish.output is not None and not as_json:
-        note(f"written to {wish.output}; serve it: patchwork deploy {wish.target} --plan {wish.output}")
+    return found
 
 
 def with_shares(profile: Profile, config: Config) -> Profile:
@@ -137,10 +146,10 @@ def _read_resources(path: Path) -> Resources:
         raise UsageError(f"--resources: {path} is not JSON ({error})") from error
 
 
-def _components(target: str, config: Config) -> list[str]:
+def _components(target: str, config: Config, *, progress_as_json: bool) -> list[str]:
     """Ids of the chain's components, found in a process of its own."""
     request = build_process.BuildRequest(target, "plan", config.model_dump(mode="json"), inspect_only=True)
-    with stop_signals(), progress_display(as_json=False) as progress:
+    with stop_signals(), progress_display(as_json=progress_as_json) as progress:
         try:
             graph = build_process.inspect(request, progress, Paths.from_env())
         except BaseException:

@@ -10,9 +10,10 @@ from pathlib import Path
 from patchwork_scheduler.profile_model import Measured, Profile
 from patchwork_serving import build_process
 from patchwork_serving.cli_bench import read_inputs
-from patchwork_serving.cli_deploy import seconds, stop_signals
+from patchwork_serving.cli_options import seconds
 from patchwork_serving.cli_output import check_output, console, fact, hand_over, note, table
 from patchwork_serving.cli_progress import progress_display
+from patchwork_serving.cli_signals import stop_signals
 from patchwork_serving.errors import UsageError
 from patchwork_serving.profiling import Search
 

@@ -7,11 +7,11 @@ import time
 from pathlib import Path
 
 from patchwork_serving import deploy
-from patchwork_serving.cli_deploy import stop_signals
 from patchwork_serving.cli_faults import run_reported
 from patchwork_serving.cli_invoke import Ask, invoke
 from patchwork_serving.cli_output import fact, note
 from patchwork_serving.cli_progress import progress_display
+from patchwork_serving.cli_signals import stop_signals
 from patchwork_serving.config import Paths
 from patchwork_serving.state import StateStore
 

@@ -1,10 +1,11 @@
-"""``patchwork plan`` as a person uses it, and a plan applied to a release."""
+"""``patchwork plan`` as a person uses it, and plans that ``patchwork deploy`` makes and applies."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,9 +17,11 @@ from patchwork_scheduler.plan import make_plan
 from patchwork_scheduler.plan_model import Plan
 from patchwork_scheduler.profile_model import ComponentProfile, Profile
 from patchwork_scheduler.resources import NodeType, Resources
-from patchwork_serving import build_process, cli
+from patchwork_serving import build_process, cli, cli_plan, deploy
 from patchwork_serving.applying import apply_plan
 from patchwork_serving.bundle import Bundle, version_of
+from patchwork_serving.config import Paths
+from patchwork_serving.progress import ProgressSink, step
 from patchwork_serving.release import ComponentSpec, Release
 
 RAG = profile(
@@ -37,7 +40,12 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
             Component("llm", "llm", "c", "protocol", "vllm"),
         ),
     )
-    monkeypatch.setattr(build_process, "inspect", lambda *_: graph)
+
+    def inspect(request: build_process.BuildRequest, progress: ProgressSink, paths: Paths) -> ComponentGraph:
+        with step(progress, "import", "importing rag.py"):
+            return graph
+
+    monkeypatch.setattr(build_process, "inspect", inspect)
     (tmp_path / "rag.py").write_text("")
     RAG.save(tmp_path / "profile.json")
     monkeypatch.chdir(tmp_path)
@@ -69,6 +77,16 @@ def test_json_is_the_plan_and_choices_of_patchwork_yaml_are_kept(
     assert plan("--cpus", "4", "--gpus", "2", "--json") == 0
     (place,) = Plan.from_json(json.loads(capsys.readouterr().out)).component("retriever").placements
     assert (place.replicas, place.batch) == (3, 1)
+
+
+def test_the_slo_is_that_of_patchwork_yaml_unless_the_command_line_gives_one(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (here / "patchwork.yaml").write_text("slo: {fast: {deadline: 2s, default: true}, slow: {deadline: 60s}}")
+    assert plan("--cpus", "4", "--gpus", "1", "--json") == 0
+    assert Plan.from_json(json.loads(capsys.readouterr().out)).slo_s == 2.0
+    assert plan("--cpus", "4", "--gpus", "1", "--slo", "3s", "--json") == 0
+    assert Plan.from_json(json.loads(capsys.readouterr().out)).slo_s == 3.0
 
 
 def test_replicas_take_the_shares_that_patchwork_yaml_gives_them(
@@ -146,7 +164,88 @@ def test_what_cannot_be_planned_names_field_value_and_remedy(
     assert plan(*options) == code
     shown = capsys.readouterr()
     assert shown.out == ""
-    assert told in shown.err.splitlines()[0]
+    assert told in error_line(shown.err)
+
+
+def error_line(err: str) -> str:
+    """What is told is one line, whatever progress comes before it."""
+    (line,) = [line for line in err.splitlines() if line.startswith("error: ")]
+    return line
+
+
+@pytest.fixture
+def started(here: Path, monkeypatch: pytest.MonkeyPatch) -> list[deploy.DeployOptions]:
+    """What deployments were started with, on a machine of four cores and two GPUs; nothing runs."""
+    options: list[deploy.DeployOptions] = []
+
+    def start(wanted: deploy.DeployOptions, progress: ProgressSink) -> SimpleNamespace:
+        options.append(wanted)
+        return SimpleNamespace(name="rag", url="http://127.0.0.1:1/rag", release=SimpleNamespace(emulated=()))
+
+    monkeypatch.setattr(deploy, "start", start)
+    monkeypatch.setattr(cli_plan, "available_cores", lambda: 4)
+    monkeypatch.setattr(cli_plan, "gpu_names", lambda: ["one", "two"])
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    return options
+
+
+def test_deploy_makes_the_plan_that_plan_makes_shows_it_and_applies_it(
+    here: Path, started: list[deploy.DeployOptions], capsys: pytest.CaptureFixture[str]
+) -> None:
+    (here / "patchwork.yaml").write_text("{slo: 3s, components: {retriever: {replicas: 2}}}")
+    assert plan("--rate", "5", "-o", "plan.json") == 0
+    shown = capsys.readouterr().out
+    assert cli.run(["deploy", "rag.py", "--profile", "profile.json", "--rate", "5", "--detach"]) == 0
+    assert capsys.readouterr().out == f"{shown}rag is ready at http://127.0.0.1:1/rag\n"
+    (options,) = started
+    assert options.plan == Plan.load(here / "plan.json")
+    assert (options.plan.slo_s, options.plan.component("retriever").replicas) == (3.0, 2)
+
+
+def test_as_json_the_plan_that_deploy_made_is_an_event(
+    started: list[deploy.DeployOptions], capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["--profile", "profile.json", "--slo", "3s", "--detach", "--json"]
+    assert cli.run(["deploy", "rag.py", *arguments]) == 0
+    events = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [event["event"] for event in events] == ["begin", "end", "plan", "ready"]
+    (options,) = started
+    assert options.slo_s == 3.0
+    assert Plan.from_json(events[2]["plan"]) == options.plan
+
+
+@pytest.mark.parametrize(
+    ("given", "options", "code", "told"),
+    [
+        (None, ["--profile", "profile.json", "--plan", "plan.json"], 2, "give one of --plan and --profile"),
+        (None, ["--rate", "5"], 2, "--rate: it is for a plan that deploy makes itself, from a --profile"),
+        (None, ["--profile", "profile.json", "--rate", "0"], 2, "--rate: 0 must be more than 0"),
+        (None, ["--profile", "nothing.json"], 2, "nothing.json"),
+        (other_chain, ["--profile", "profile.json"], 2, "the profile is of another chain (other.py)"),
+        (None, ["--profile", "profile.json", "--slo", "100ms"], 1, "slo is 0.1 s, but one request"),
+        (None, ["--profile", "profile.json", "--rate", "1000"], 1, "rate is 1000 requests/s, but these resources sustain"),
+    ],
+)  # fmt: skip
+def test_deploy_starts_nothing_without_the_plan_that_was_asked_for(
+    here: Path, started: list[deploy.DeployOptions], given: Any, options: list[str], code: int, told: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    if given is not None:
+        given(here)
+    assert cli.run(["deploy", "rag.py", "--detach", *options]) == code
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    assert told in error_line(shown.err)
+    assert started == []
+
+
+def test_deploy_makes_no_plan_of_this_machine_for_a_cluster(
+    started: list[deploy.DeployOptions], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", "ray://head:10001")
+    assert cli.run(["deploy", "rag.py", "--profile", "profile.json", "--detach"]) == 2
+    assert "`patchwork plan --resources`, and give the result as --plan" in capsys.readouterr().err
+    assert started == []
 
 
 def specs(**changes: Any) -> Release:
