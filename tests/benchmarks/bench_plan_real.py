@@ -119,7 +119,8 @@ async def _measured(spec: ComponentSpec, loop: VirtualLoop) -> ComponentProfile:
     call = call or made_up(dataclasses.replace(spec, way="engine", kind="embedder"), ())
     assert call is not None
     if spec.kind == "llm":  # a made-up call asks for fewer tokens than the chain's
-        call = limited(call, spec.engine_args["n_out"])
+        n_out = spec.engine_args["n_out"]  # a number, or the least and the most
+        call = limited(call, n_out if isinstance(n_out, int) else round(sum(n_out) / 2))
     search = Search(max_batch=MAX_BATCH, least_gain=0.0, budget_s=1e9, enough_s=60.0)
     measured = await Sweep(spec, [call], measure, search, clock=loop.time).run(0.0)
     return ComponentProfile(spec.id, 1.0, (dataclasses.replace(measured, rows=()),), spec.kind)

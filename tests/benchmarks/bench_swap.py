@@ -8,9 +8,10 @@ The transport answers at once with bytes made before. Each call is part of a req
 tasks have portals. The originals do nothing but answer (``swap_leaves``), but for the exported store, whose search is the
 framework's own, and ``ChatOpenAI``, whose client builds and parses HTTP on both sides.
 ``load_average`` above the number of cores says that others used the machine: medians are then higher than the swap alone makes them.
-``over_p10`` compares the tenth percentiles: calls that nobody disturbed. ``codec_us``: there and back. ``site_us``: what finding a call's
-place takes in chains that run. ``shapes_s``: seconds of processor time for finding the leaves of a chain and swapping them, classes
-generated anew, for each shape of tests/kit/shapes.
+``over_p10`` compares the tenth percentiles: calls that nobody disturbed. ``cpu_over`` is processor time, of all threads. ``handoff_us``: a
+loop in another thread woken and waking its caller, with nothing in between; on an idle virtual machine that alone may take most of the
+time. ``codec_us``: there and back. ``site_us``: what finding a call's place takes in chains that run. ``shapes_s``: seconds of processor
+time for finding the leaves of a chain and swapping them, classes generated anew, for each shape of tests/kit/shapes.
 """
 
 from __future__ import annotations
@@ -22,9 +23,11 @@ import os
 import platform
 import statistics
 import sys
+import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -96,47 +99,81 @@ def moved(make: Callable[[], Any]) -> Iterator[Any]:
             undo()
 
 
-def timed(call: Callable[[], Any]) -> list[float]:
-    taken = []
+@dataclass
+class Taken:
+    """What calls took, in seconds; processor time is that of all threads of this process."""
+
+    walls: list[float] = field(default_factory=list)
+    cpu: float = 0.0
+
+    def per_call_us(self) -> float:
+        return self.cpu / len(self.walls) * 1e6
+
+
+def timed(call: Callable[[], Any], taken: Taken) -> None:
+    began = time.process_time()
     for _ in range(CALLS):
         before = time.perf_counter()
         call()
-        taken.append(time.perf_counter() - before)
-    return taken
+        taken.walls.append(time.perf_counter() - before)
+    taken.cpu += time.process_time() - began
 
 
-async def atimed(call: Callable[[], Awaitable[Any]]) -> list[float]:
-    taken = []
+async def atimed(call: Callable[[], Awaitable[Any]], taken: Taken) -> None:
+    began = time.process_time()
     for _ in range(CALLS):
         before = time.perf_counter()
         await call()
-        taken.append(time.perf_counter() - before)
-    return taken
+        taken.walls.append(time.perf_counter() - before)
+    taken.cpu += time.process_time() - began
 
 
-def row(plain: list[float], away: list[float]) -> dict[str, float]:
-    a, b = statistics.median(plain) * 1e6, statistics.median(away) * 1e6
-    undisturbed = (statistics.quantiles(away, n=10)[0] - statistics.quantiles(plain, n=10)[0]) * 1e6
-    return {"original": round(a, 1), "swapped": round(b, 1), "over": round(b - a, 1), "over_p10": round(undisturbed, 1)}
+def row(plain: Taken, away: Taken) -> dict[str, float]:
+    a, b = statistics.median(plain.walls) * 1e6, statistics.median(away.walls) * 1e6
+    undisturbed = (statistics.quantiles(away.walls, n=10)[0] - statistics.quantiles(plain.walls, n=10)[0]) * 1e6
+    return {
+        "original": round(a, 1), "swapped": round(b, 1), "over": round(b - a, 1), "over_p10": round(undisturbed, 1),
+        "cpu_over": round(away.per_call_us() - plain.per_call_us(), 1),
+    }  # fmt: skip
 
 
 def in_thread(plain: Callable[[], Any], away: Callable[[], Any]) -> dict[str, float]:
-    taken: tuple[list[float], list[float]] = ([], [])
+    taken = Taken(), Taken()
     for _ in range(ROUNDS):
-        taken[0].extend(timed(plain))
-        taken[1].extend(timed(away))
+        timed(plain, taken[0])
+        timed(away, taken[1])
     return row(*taken)
 
 
 def on_loop(plain: Callable[[], Awaitable[Any]], away: Callable[[], Awaitable[Any]]) -> dict[str, float]:
     async def main() -> dict[str, float]:
-        taken: tuple[list[float], list[float]] = ([], [])
+        taken = Taken(), Taken()
         for _ in range(ROUNDS):
-            taken[0].extend(await atimed(plain))
-            taken[1].extend(await atimed(away))
+            await atimed(plain, taken[0])
+            await atimed(away, taken[1])
         return row(*taken)
 
     return asyncio.run(main())
+
+
+def handoff() -> dict[str, float]:
+    """The least that a call through a loop in another thread can take on this machine: the loop is woken, and wakes the caller."""
+    loop = asyncio.new_event_loop()
+    thread = threading.Thread(target=loop.run_forever)
+    thread.start()
+
+    def there_and_back() -> None:
+        gate = threading.Lock()
+        gate.acquire()
+        loop.call_soon_threadsafe(gate.release)
+        gate.acquire()
+
+    try:
+        return in_thread(lambda: None, there_and_back)
+    finally:
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join()
+        loop.close()
 
 
 def by_portal(plain: Callable[[], Any], away: Callable[[], Any]) -> dict[str, float]:
@@ -214,8 +251,10 @@ def encodings() -> dict[str, float]:
     """Seconds of processor time of the codec alone, there and back, in microseconds."""
     found = {}
     for name, value in (("a vector", VECTOR), ("a chat result", ANSWER), ("four documents", FOUND)):
-        taken = [timed(lambda value=value: codec.decode(codec.encode(value))) for _ in range(10)]  # type: ignore[misc]
-        found[name] = round(statistics.median(t for part in taken for t in part) * 1e6, 1)
+        taken = Taken()
+        for _ in range(10):
+            timed(lambda value=value: codec.decode(codec.encode(value)), taken)  # type: ignore[misc]
+        found[name] = round(statistics.median(taken.walls) * 1e6, 1)
     return found
 
 
@@ -281,6 +320,7 @@ def main() -> None:
             "machine": platform.machine(),
             "load_average": round(os.getloadavg()[0], 1),
         },
+        "handoff_us": handoff(),
         "call_us": {**calls(options.only), **protocol()},
         "codec_us": encodings(),
         "site_us": places(),
