@@ -9,7 +9,9 @@ from dataclasses import dataclass, field
 
 import psutil  # type: ignore[import-untyped, unused-ignore]
 
+from patchwork_adapters.protocol import decode_response
 from patchwork_serving.components.engine import BatchEngine, ContinuousEngine, EngineCall
+from patchwork_serving.errors import EngineRefused
 from patchwork_serving.wire import CallFrame
 
 Clock = Callable[[], float]
@@ -31,7 +33,9 @@ class Run:
 async def measure(
     engine: BatchEngine | ContinuousEngine, frames: Sequence[bytes], at_once: int, clock: Clock = time.perf_counter
 ) -> Run:
-    """Run the calls, ``at_once`` of them at any time (a continuous engine) or in each batch. Raises what the engine raises."""
+    """Run the calls, ``at_once`` of them at any time (a continuous engine) or in each batch. Raises what the engine raises,
+    and EngineRefused for what it answers with an error status: a call that is refused takes no time, and would be profiled as that.
+    """
     calls = [_call(frame) for frame in frames]
     process = psutil.Process()
     before, began = _cpu_s(process), clock()
@@ -51,10 +55,10 @@ async def _batches(
         began = clock()
         answers = await engine.run(calls[start : start + size])
         seconds.append(clock() - began)
-        for answer in answers:
+        for call, answer in zip(calls[start : start + size], answers, strict=True):
             if isinstance(answer, Exception):
                 raise answer
-            replies.append(answer)
+            replies.append(_accepted(call, answer))
     return seconds, replies
 
 
@@ -67,13 +71,25 @@ async def _kept_busy(
 
     async def worker() -> None:
         for call in waiting:
-            replies.append(b"".join([frame async for frame in engine.generate(call)]))
+            first, *more = [frame async for frame in engine.generate(call)]
+            replies.append(b"".join([_accepted(call, first), *more]))
 
     began = clock()
-    async with asyncio.TaskGroup() as group:
-        for _ in range(min(at_once, len(calls))):
-            group.create_task(worker())
+    try:
+        async with asyncio.TaskGroup() as group:
+            for _ in range(min(at_once, len(calls))):
+                group.create_task(worker())
+    except ExceptionGroup as errors:
+        raise errors.exceptions[0] from None
     return [(clock() - began) * at_once / len(calls)], replies
+
+
+def _accepted(call: EngineCall, frame: bytes) -> bytes:
+    """The reply's first frame, unless it is a refusal told by HTTP's status."""
+    if call.method.startswith("POST ") and (response := decode_response(frame)).status >= 400:
+        told = response.body[:200].decode("utf-8", "replace")
+        raise EngineRefused(f"the engine refused {call.method} with status {response.status}: {told}")
+    return frame
 
 
 def _call(data: bytes) -> EngineCall:

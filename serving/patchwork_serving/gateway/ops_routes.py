@@ -64,29 +64,33 @@ def add_ops_routes(app: FastAPI, gateway: Gateway) -> None:
 
     @app.get("/info", summary="What is deployed, and the last minute")
     async def info() -> Response:
-        accounts, status = await asyncio.gather(gateway.accounts(), runner.status())
-        document: dict[str, Any] = {
-            "name": settings.name,
-            "framework": runner.framework,
-            "ready": runner.is_ready() and not gateway.runs.draining,
-            "release": runner.release_info(),
-            "status": {**status, "decisions": decisions(accounts, status.get("decisions", ()))},
-            "slo": {
-                "default_s": settings.all_slo_classes()[settings.default_class].deadline_s,
-                "default": settings.default_class,
-                "classes": settings.slo_classes,
-            },
-            "limits": {
-                "body_bytes": settings.max_body_bytes,
-                "batch_inputs": settings.max_batch_inputs,
-                "request_timeout_s": settings.request_timeout_s,
-                "in_flight": settings.max_in_flight,
-            },
-            **together(accounts),
-        }
-        return json_response(document)
+        return json_response(await _info(gateway))
 
     app.add_exception_handler(GatewayError, _gateway_fault)
+
+
+async def _info(gateway: Gateway) -> dict[str, Any]:
+    runner, settings = gateway.runner, gateway.settings
+    accounts, status = await asyncio.gather(gateway.accounts(), runner.status())
+    return {
+        "name": settings.name,
+        "framework": runner.framework,
+        "ready": runner.is_ready() and not gateway.runs.draining,
+        "release": runner.release_info(),
+        "status": {**status, "decisions": decisions(accounts, status.get("decisions", ()))},
+        "slo": {
+            "default_s": settings.all_slo_classes()[settings.default_class].deadline_s,
+            "default": settings.default_class,
+            "classes": settings.slo_classes,
+        },
+        "limits": {
+            "body_bytes": settings.max_body_bytes,
+            "batch_inputs": settings.max_batch_inputs,
+            "request_timeout_s": settings.request_timeout_s,
+            "in_flight": settings.max_in_flight,
+        },
+        **together(accounts),
+    }
 
 
 async def _gateway_fault(request: Request, error: Exception) -> Response:
