@@ -8,6 +8,8 @@ caller wait in its own way:
 * a coroutine awaits it;
 * synchronous code on a loop whose tasks have a portal (:func:`install_portal`) lets the other tasks of the loop run meanwhile.
 
+Nobody waits for what the transport knows already (:class:`~patchwork_adapters.transport.AnswersNow`).
+
 Cancelling the waiter cancels the call; :meth:`Bridge.cancel` frees every waiter of a request; a deadline frees them too.
 """
 
@@ -18,7 +20,7 @@ import dataclasses
 import threading
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
 from typing import Any, TypeVar
 
 import greenback
@@ -26,7 +28,7 @@ import greenback
 from patchwork_adapters.context import REQUEST
 from patchwork_adapters.errors import ComponentUnavailable, DeadlinePassed, RequestCancelled
 from patchwork_adapters.flight import Cancelled, Flight, Frame, Inbox
-from patchwork_adapters.transport import LeafCall, Transport
+from patchwork_adapters.transport import AnswersNow, LeafCall, Transport
 from patchwork_adapters.waiting import is_on_loop, let_waits_yield, portal_await
 
 T = TypeVar("T")
@@ -37,6 +39,7 @@ class Bridge:
 
     def __init__(self, transport: Transport) -> None:
         self._transport = transport
+        self._answer_now = transport.answer_now if isinstance(transport, AnswersNow) else None
         self._lock = threading.Lock()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
@@ -49,11 +52,24 @@ class Bridge:
 
     def call(self, call: LeafCall, timeout_s: float | None = None) -> bytes:
         """The reply. Raises what the transport raises, DeadlinePassed, RequestCancelled, or TimeoutError after ``timeout_s``."""
+        if (known := self._known(call)) is not None:
+            return known[0]
         return self.do(call, lambda: self._reply(call, timeout_s))
 
     async def acall(self, call: LeafCall, timeout_s: float | None = None) -> bytes:
         """As :meth:`call`; cancelling the awaiting task cancels the work."""
+        if (known := self._known(call)) is not None:
+            return known[0]
         return await self.ado(call, lambda: self._reply(call, timeout_s))
+
+    def _known(self, call: LeafCall) -> Sequence[bytes] | None:
+        """What the transport answers at once, in this thread; None: it has to be asked on the I/O loop."""
+        if self._answer_now is None:
+            return None
+        if self._closed:
+            raise _closed()
+        _remaining_s(call)
+        return self._answer_now(call)
 
     # ---- any work on the I/O loop
 
@@ -82,6 +98,9 @@ class Bridge:
 
     def stream(self, call: LeafCall, timeout_s: float | None = None) -> Iterator[bytes]:
         """The reply's frames; closing the iterator cancels the work. ``timeout_s`` bounds the wait for each frame."""
+        if (known := self._known(call)) is not None:
+            yield from known
+            return
         inbox, flight = self._fly(call)
         try:
             while True:
@@ -96,6 +115,10 @@ class Bridge:
             flight.cancel()
 
     async def astream(self, call: LeafCall, timeout_s: float | None = None) -> AsyncIterator[bytes]:
+        if (known := self._known(call)) is not None:
+            for reply in known:
+                yield reply
+            return
         inbox, flight = self._fly(call)
         try:
             while True:
@@ -221,9 +244,7 @@ class Bridge:
     def _running_loop(self) -> asyncio.AbstractEventLoop:
         with self._lock:
             if self._closed:
-                raise ComponentUnavailable(
-                    "the connection to the components is closed; the application is shutting down"
-                )
+                raise _closed()
             if self._loop is None:
                 self._loop = asyncio.new_event_loop()
                 self._thread = threading.Thread(target=_run_loop, args=(self._loop,), name="patchwork-io", daemon=True)
@@ -277,9 +298,7 @@ class until_deadline:
     __slots__ = ("_by_deadline", "_call", "_limit")
 
     def __init__(self, call: LeafCall, timeout_s: float | None) -> None:
-        remaining_s = call.request.remaining_s(time.monotonic()) if call.request else None
-        if remaining_s is not None and remaining_s <= 0:
-            raise _late(call)
+        remaining_s = _remaining_s(call)
         self._call = call
         self._by_deadline = remaining_s is not None and (timeout_s is None or remaining_s <= timeout_s)
         self._limit = asyncio.timeout(remaining_s if self._by_deadline else timeout_s)
@@ -308,6 +327,21 @@ def _raise_end(why: BaseException | None, call: LeafCall) -> None:
     if isinstance(why, asyncio.CancelledError):
         raise _cancelled(call)
     raise why
+
+
+def _remaining_s(call: LeafCall) -> float | None:
+    """Seconds until the request's deadline, None without one; raises DeadlinePassed."""
+    request = call.request
+    if request is None or request.deadline is None:
+        return None
+    remaining_s = request.deadline - time.monotonic()
+    if remaining_s <= 0:
+        raise _late(call)
+    return remaining_s
+
+
+def _closed() -> ComponentUnavailable:
+    return ComponentUnavailable("the connection to the components is closed; the application is shutting down")
 
 
 def _late(call: LeafCall) -> DeadlinePassed:

@@ -8,11 +8,12 @@ replies only, never requests, and no headers but those that describe the body.
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import json
 import os
 import tempfile
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 
 import msgpack
@@ -22,15 +23,26 @@ from patchwork_adapters.errors import AnotherVersion, CodecError, ComponentUnava
 from patchwork_adapters.protocol import decode_request
 from patchwork_adapters.transport import LeafCall, Transport
 
-_FORMAT = "patchwork-record-2"
+_FORMAT = "patchwork-record-3"
+_HEAD = 16  #: bytes of a key that say who is asked
 
 
 def content_key(call: LeafCall) -> bytes:
-    """Digest of what is asked; equal for calls that say the same in another order of keys or spacing."""
+    """Who is asked, and a digest of what; equal for calls that say the same in another order of keys or spacing."""
+    return _asked_of(call) + hashlib.sha256(_body(call)).digest()
+
+
+def _asked_of(call: LeafCall) -> bytes:
+    """Digest of component, method and whether the call streams."""
+    return _digest_of(call.component, call.method, call.stream)
+
+
+@functools.lru_cache(maxsize=1024)
+def _digest_of(component: str, method: str, is_stream: bool) -> bytes:
     digest = hashlib.sha256()
-    for part in (call.component.encode(), call.method.encode(), b"stream" if call.stream else b"", _body(call)):
+    for part in (component.encode(), method.encode(), b"stream" if is_stream else b""):
         digest.update(len(part).to_bytes(8, "big") + part)
-    return digest.digest()
+    return digest.digest()[:_HEAD]
 
 
 def _body(call: LeafCall) -> bytes:
@@ -46,6 +58,9 @@ class ImportRecord:
 
     def __init__(self) -> None:
         self._frames: dict[bytes, list[bytes]] = {}
+        self._asked: set[bytes] = (
+            set()
+        )  #: starts of keys, so that the body of a call that nothing is like need not be read
 
     def __len__(self) -> int:
         return len(self._frames)
@@ -57,13 +72,15 @@ class ImportRecord:
 
     def get(self, call: LeafCall) -> list[bytes] | None:
         """The frames of the reply (one, unless the call streams); None when nothing like it was asked."""
-        return self._frames.get(content_key(call))
+        return self._frames.get(content_key(call)) if _asked_of(call) in self._asked else None
 
     def put(self, call: LeafCall, frames: list[bytes]) -> None:
         """Messages of errors are kept without the secrets in them: the record is a file."""
         if not call.method.startswith("POST "):  # else they are HTTP, not outcomes
             frames = [outcome_to_keep(frame) for frame in frames]
-        self._frames[content_key(call)] = frames
+        key = content_key(call)
+        self._frames[key] = frames
+        self._asked.add(key[:_HEAD])
 
     def remove(self, call: LeafCall) -> None:
         self._frames.pop(content_key(call), None)
@@ -85,6 +102,7 @@ class ImportRecord:
         if form != _FORMAT:
             raise AnotherVersion(f"this import record is of another version ({form!r}); build again")
         record._frames = frames
+        record._asked = {key[:_HEAD] for key in frames}
         return record
 
     def save(self, path: Path) -> int:
@@ -114,7 +132,10 @@ class ImportRecord:
 
 
 class RecordingTransport:
-    """Answers from the record what it knows, asks ``inner`` for the rest and keeps complete replies. Implements Transport."""
+    """Answers from the record what it knows, asks ``inner`` for the rest and keeps complete replies.
+
+    Implements Transport and AnswersNow.
+    """
 
     def __init__(self, inner: Transport, record: ImportRecord) -> None:
         self._inner = inner
@@ -125,6 +146,9 @@ class RecordingTransport:
     def stop_recording(self) -> None:
         """From now on every call is asked, and nothing is kept: the import is over."""
         self._is_over = True
+
+    def answer_now(self, call: LeafCall) -> Sequence[bytes] | None:
+        return None if self._is_over else self._record.get(call)
 
     async def call(self, call: LeafCall) -> bytes:
         if self._is_over:
@@ -159,7 +183,7 @@ class RecordingTransport:
 
 
 class ReplayTransport:
-    """Answers from the record what it knows and hands the rest to ``fallback``. Implements Transport.
+    """Answers from the record what it knows and hands the rest to ``fallback``. Implements Transport and AnswersNow.
 
     While a deployed process imports the module everything should be known; without a fallback an unknown call is ComponentUnavailable.
     """
@@ -168,6 +192,9 @@ class ReplayTransport:
         self._record = record
         self._fallback = fallback
         self.num_missed = 0
+
+    def answer_now(self, call: LeafCall) -> Sequence[bytes] | None:
+        return self._record.get(call)
 
     async def call(self, call: LeafCall) -> bytes:
         known = self._record.get(call)

@@ -16,9 +16,9 @@ exception of the user's own leaf travels in the reply, so that it arrives as the
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 from patchwork_adapters.context import RequestContext
 
@@ -47,4 +47,20 @@ class Transport(Protocol):
 
     def stream(self, call: LeafCall) -> AsyncIterator[bytes]:
         """The reply in frames, in order; closing the iterator early cancels the work behind it."""
+        ...
+
+
+@runtime_checkable
+class AnswersNow(Protocol):
+    """What a :class:`Transport` may have besides: answers that need no waiting, such as those of a record.
+
+    They are given in the thread that asks, whichever it is, and the I/O loop is left asleep: waking it and being woken costs more than
+    most such answers.
+    """
+
+    def answer_now(self, call: LeafCall) -> Sequence[bytes] | None:
+        """The frames of the reply (one, unless the call streams); None to be asked by ``call`` or ``stream``.
+
+        Called in any thread, several at once. Neither waits nor needs a running loop; raises what ``call`` would raise.
+        """
         ...

@@ -2,7 +2,9 @@
 
     python tests/benchmarks/bench_swap.py -o docs/benchmarks/swap.json
 
-``call_us``: medians of both, taken in turns, and their difference: what encoding, the way to the I/O loop and back, and decoding add.
+``call_us``: medians, taken in turns, and their differences. ``local``: the transport says in the calling thread what it has to say, so
+that encoding, finding the call-site and decoding are what a swap adds. ``io_loop``: the transport is asked on the I/O loop, as one that
+sends calls to replicas is: the way to that loop's thread and back comes on top.
 The transport answers at once with bytes made before. Each call is part of a request with a deadline, and its call-site is followed.
 ``async``: awaited on a loop; ``thread``: called synchronously in a thread without a loop; ``portal``: called synchronously on a loop whose
 tasks have portals. The originals do nothing but answer (``swap_leaves``), but for the exported store, whose search is the
@@ -18,6 +20,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import functools
 import json
 import os
 import platform
@@ -25,7 +28,7 @@ import statistics
 import sys
 import threading
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -56,7 +59,10 @@ ROUNDS, CALLS = 30, 40  #: in turns, so that both sides see the same machine
 
 
 class Ready:
-    """Answers with what the leaf would have returned, encoded before: each call is carried out once, by an object of the same content."""
+    """Answers with what the leaf would have returned, encoded before: each call is carried out once, by an object of the same content.
+
+    Asked on the I/O loop.
+    """
 
     def __init__(self, twins: Twins) -> None:
         self._twins = twins
@@ -76,8 +82,15 @@ class Ready:
             yield frame
 
 
+class ReadyHere(Ready):
+    """The same, in the calling thread."""
+
+    def answer_now(self, call: LeafCall) -> list[bytes] | None:
+        return self._known.get(call.method)
+
+
 @contextmanager
-def moved(make: Callable[[], Any]) -> Iterator[Any]:
+def moved(make: Callable[[], Any], transport: Callable[[Twins], Ready]) -> Iterator[Any]:
     """A swapped leaf, called as part of a request with a deadline, its call-sites known as in a deployed orchestrator."""
     obj = make()
     leaf, twins = leaf_of(obj), Twins()
@@ -88,7 +101,7 @@ def moved(make: Callable[[], Any]) -> Iterator[Any]:
         twins.runners["own"] = OwnLeafRunner(make())
         assignment = Assignment("own", "own")
     undo = sites.install(find_leaves(obj, sys.modules[__name__]))
-    with Bridge(Ready(twins)) as bridge:
+    with Bridge(transport(twins)) as bridge:
         made = swapping.swap([leaf], {"leaf": assignment}, bridge)
         assert made.skipped == []
         try:
@@ -128,35 +141,47 @@ async def atimed(call: Callable[[], Awaitable[Any]], taken: Taken) -> None:
     taken.cpu += time.process_time() - began
 
 
-def row(plain: Taken, away: Taken) -> dict[str, float]:
+def over(plain: Taken, away: Taken) -> dict[str, float]:
     a, b = statistics.median(plain.walls) * 1e6, statistics.median(away.walls) * 1e6
     undisturbed = (statistics.quantiles(away.walls, n=10)[0] - statistics.quantiles(plain.walls, n=10)[0]) * 1e6
     return {
-        "original": round(a, 1), "swapped": round(b, 1), "over": round(b - a, 1), "over_p10": round(undisturbed, 1),
+        "median": round(b, 1), "over": round(b - a, 1), "over_p10": round(undisturbed, 1),
         "cpu_over": round(away.per_call_us() - plain.per_call_us(), 1),
     }  # fmt: skip
 
 
-def in_thread(plain: Callable[[], Any], away: Callable[[], Any]) -> dict[str, float]:
-    taken = Taken(), Taken()
+Sides = dict[str, Callable[[], Any]]  #: "original" and what is compared with it
+Row = dict[str, float | dict[str, float]]
+
+
+def row(taken: Mapping[str, Taken]) -> Row:
+    plain = taken["original"]
+    return {
+        "original": round(statistics.median(plain.walls) * 1e6, 1),
+        **{side: over(plain, away) for side, away in taken.items() if side != "original"},
+    }
+
+
+def in_thread(sides: Sides) -> Row:
+    taken = {side: Taken() for side in sides}
     for _ in range(ROUNDS):
-        timed(plain, taken[0])
-        timed(away, taken[1])
-    return row(*taken)
+        for side, call in sides.items():
+            timed(call, taken[side])
+    return row(taken)
 
 
-def on_loop(plain: Callable[[], Awaitable[Any]], away: Callable[[], Awaitable[Any]]) -> dict[str, float]:
-    async def main() -> dict[str, float]:
-        taken = Taken(), Taken()
+def on_loop(sides: Sides) -> Row:
+    async def main() -> Row:
+        taken = {side: Taken() for side in sides}
         for _ in range(ROUNDS):
-            await atimed(plain, taken[0])
-            await atimed(away, taken[1])
-        return row(*taken)
+            for side, call in sides.items():
+                await atimed(call, taken[side])
+        return row(taken)
 
     return asyncio.run(main())
 
 
-def handoff() -> dict[str, float]:
+def handoff() -> Row:
     """The least that a call through a loop in another thread can take on this machine: the loop is woken, and wakes the caller."""
     loop = asyncio.new_event_loop()
     thread = threading.Thread(target=loop.run_forever)
@@ -169,56 +194,64 @@ def handoff() -> dict[str, float]:
         gate.acquire()
 
     try:
-        return in_thread(lambda: None, there_and_back)
+        return in_thread({"original": lambda: None, "io_loop": there_and_back})
     finally:
         loop.call_soon_threadsafe(loop.stop)
         thread.join()
         loop.close()
 
 
-def by_portal(plain: Callable[[], Any], away: Callable[[], Any]) -> dict[str, float]:
-    async def work() -> dict[str, float]:
-        return in_thread(plain, away)
+def by_portal(sides: Sides) -> Row:
+    async def work() -> Row:
+        return in_thread(sides)
 
-    async def main() -> dict[str, float]:
+    async def main() -> Row:
         install_portal(asyncio.get_running_loop())
         return await asyncio.create_task(work())
 
     return asyncio.run(main())
 
 
-def calls(only: str) -> dict[str, dict[str, float]]:
+def calls(only: str) -> dict[str, Row]:
     found = {}
     for case in CASES:
         if only not in case.name:
             continue
-        with moved(case.make) as away:
-            plain = case.make()
-            ways: dict[str, Callable[[], dict[str, float]]] = {
-                "thread": lambda c=case.call, p=plain, a=away: in_thread(lambda: c(p), lambda: c(a)),  # type: ignore[misc]
-                "portal": lambda c=case.call, p=plain, a=away: by_portal(lambda: c(p), lambda: c(a)),  # type: ignore[misc]
-            }
+        with moved(case.make, ReadyHere) as here, moved(case.make, Ready) as away:
+            objects = {"original": case.make(), "local": here, "io_loop": away}
+            sides = {side: functools.partial(case.call, obj) for side, obj in objects.items()}
+            found[f"{case.name}, thread"] = in_thread(sides)
+            found[f"{case.name}, portal"] = by_portal(sides)
             if case.acall is not None:
-                ways["async"] = lambda c=case.acall, p=plain, a=away: on_loop(lambda: c(p), lambda: c(a))  # type: ignore[misc]
-            for way, measure in ways.items():
-                found[f"{case.name}, {way}"] = measure()
+                asides = {side: functools.partial(case.acall, obj) for side, obj in objects.items()}
+                found[f"{case.name}, async"] = on_loop(asides)
     return found
 
 
-@contextmanager
-def cut(model: Any) -> Iterator[Any]:
-    """A ChatOpenAI whose requests go to a component, as :func:`moved`."""
+class Engine:
+    """Answers requests of the protocol, on the I/O loop."""
+
     reply = encode_response(HttpResponse(200, {"content-type": "application/json"}, HTTP_ANSWER))
 
-    class Engine:
-        async def call(self, call: LeafCall) -> bytes:
-            return reply
+    async def call(self, call: LeafCall) -> bytes:
+        return self.reply
 
-        async def stream(self, call: LeafCall) -> AsyncIterator[bytes]:
-            yield reply
+    async def stream(self, call: LeafCall) -> AsyncIterator[bytes]:
+        yield self.reply
 
+
+class EngineHere(Engine):
+    """The same, in the calling thread."""
+
+    def answer_now(self, call: LeafCall) -> list[bytes]:
+        return [self.reply]
+
+
+@contextmanager
+def cut(model: Any, engine: Engine) -> Iterator[Any]:
+    """A ChatOpenAI whose requests go to a component, as :func:`moved`."""
     undo = sites.install(find_leaves(model, sys.modules[__name__]))
-    with Bridge(Engine()) as bridge:
+    with Bridge(engine) as bridge:
         made = OpenAICut(bridge, lambda base_url, path, model: "llm")
         for client in leaf_of(model).spec.openai_clients(model):
             made.attach(client, "leaf", "llm")
@@ -230,19 +263,16 @@ def cut(model: Any) -> Iterator[Any]:
             undo()
 
 
-def protocol() -> dict[str, dict[str, float]]:
+def protocol() -> dict[str, Row]:
     """Of a client of the OpenAI protocol, whose own transport answers at once as well: client and parsing are on both sides."""
-    with cut(openai_model()) as away:
-        plain = openai_model()
+    with cut(openai_model(), EngineHere()) as here, cut(openai_model(), Engine()) as away:
+        models = {"original": openai_model(), "local": here, "io_loop": away}
+        sides = {side: functools.partial(model._generate, ASKED) for side, model in models.items()}
         return {
-            "ChatOpenAI by its protocol, thread": in_thread(
-                lambda: plain._generate(ASKED), lambda: away._generate(ASKED)
-            ),
-            "ChatOpenAI by its protocol, portal": by_portal(
-                lambda: plain._generate(ASKED), lambda: away._generate(ASKED)
-            ),
+            "ChatOpenAI by its protocol, thread": in_thread(sides),
+            "ChatOpenAI by its protocol, portal": by_portal(sides),
             "ChatOpenAI by its protocol, async": on_loop(
-                lambda: plain._agenerate(ASKED), lambda: away._agenerate(ASKED)
+                {side: functools.partial(model._agenerate, ASKED) for side, model in models.items()}
             ),
         }
 

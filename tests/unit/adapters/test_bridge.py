@@ -375,3 +375,66 @@ def test_an_error_leaves_no_cycle_behind(bridge: Bridge) -> None:
         assert gone() is None
     finally:
         gc.enable()
+
+
+class Knowing(Echo):
+    """Knows some answers already."""
+
+    def __init__(self, *known: bytes) -> None:
+        super().__init__()
+        self.known = known
+        self.asked: list[int] = []
+
+    def answer_now(self, call: LeafCall) -> list[bytes] | None:
+        self.asked.append(threading.get_ident())
+        return list(self.known) if call.method == "known" else None
+
+
+@pytest.fixture
+def knowing() -> Iterator[tuple[Bridge, Knowing]]:
+    transport = Knowing(b"a", b"b")
+    with Bridge(transport) as bridge:
+        yield bridge, transport
+
+
+def test_what_the_transport_knows_is_answered_in_the_thread_that_asks(knowing: tuple[Bridge, Knowing]) -> None:
+    bridge, transport = knowing
+    known = call(method="known", request=request_with(60))
+
+    async def asynchronously() -> None:
+        assert bridge.call(known) == await bridge.acall(known) == b"a"
+        assert list(bridge.stream(known)) == [frame async for frame in bridge.astream(known)] == [b"a", b"b"]
+
+    async def by_portal() -> None:
+        install_portal(asyncio.get_running_loop())
+        await asyncio.create_task(asynchronously())
+
+    before = threading.active_count()
+    assert bridge.call(known) == b"a"
+    assert list(bridge.stream(known)) == [b"a", b"b"]
+    asyncio.run(asynchronously())
+    asyncio.run(by_portal())
+    assert threading.active_count() == before  # nothing has been waited for, on any loop
+    assert set(transport.asked) == {threading.get_ident()}
+    assert not transport.threads
+    assert not bridge.blocking
+
+
+async def test_what_the_transport_does_not_know_is_asked_on_the_io_loop(knowing: tuple[Bridge, Knowing]) -> None:
+    bridge, transport = knowing
+    assert await bridge.acall(call()) == await asyncio.to_thread(bridge.call, call()) == b"abc"
+    assert [frame async for frame in bridge.astream(call())] == list(bridge.stream(call())) == [b"a", b"b", b"c"]
+    assert threading.get_ident() not in transport.threads
+
+
+@pytest.mark.parametrize("ask", [Bridge.call, lambda bridge, call: next(bridge.stream(call))])
+def test_a_late_request_and_a_closed_bridge_get_no_known_answer(
+    knowing: tuple[Bridge, Knowing], ask: Callable[[Bridge, LeafCall], bytes]
+) -> None:
+    bridge, transport = knowing
+    with pytest.raises(DeadlinePassed):
+        ask(bridge, call(method="known", request=request_with(-1)))
+    bridge.close()
+    with pytest.raises(ComponentUnavailable, match="closed"):
+        ask(bridge, call(method="known"))
+    assert not transport.asked

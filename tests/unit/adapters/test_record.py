@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import msgpack
 import pytest
 
+from patchwork_adapters.bridge import Bridge
 from patchwork_adapters.errors import AnotherVersion, CodecError, ComponentUnavailable
 from patchwork_adapters.protocol import HttpRequest, encode_request
 from patchwork_adapters.record import ImportRecord, RecordingTransport, ReplayTransport
@@ -113,3 +115,32 @@ def test_no_file_is_an_empty_record_and_a_damaged_one_an_error(tmp_path: Path) -
     (tmp_path / "bad").write_bytes(b"\xc1 nonsense")
     with pytest.raises(CodecError, match="not an import record"):
         ImportRecord.load(tmp_path / "bad")
+
+
+def test_a_record_answers_in_the_thread_that_asks() -> None:
+    inner, record = Counting(), ImportRecord()
+    streamed = LeafCall("llm", "leaf", "_stream", b"x", stream=True)
+    recording = RecordingTransport(inner, record)
+    before = threading.active_count()
+    with Bridge(recording) as bridge:
+        assert bridge.call(embed("a")) == b"reply 1"
+        frames = list(bridge.stream(streamed))
+    assert threading.active_count() == before
+    for transport in (recording, ReplayTransport(record, Counting())):
+        with Bridge(transport) as bridge:
+            assert bridge.call(embed("a", swap_keys=True)) == b"reply 1"
+            assert list(bridge.stream(streamed)) == frames
+            assert threading.active_count() == before
+            assert bridge.call(embed(type(transport).__name__)) == b"reply %d" % (3 if transport is recording else 1)
+            assert threading.active_count() == before + 1  # that one was asked, on the I/O loop
+    recording.stop_recording()
+    assert recording.answer_now(embed("a")) is None
+
+
+def test_the_body_of_a_call_that_the_record_has_nothing_like_is_not_read() -> None:
+    record = ImportRecord()
+    record.put(embed("a"), [b"reply"])
+    record = ImportRecord.from_bytes(record.to_bytes())
+    assert record.get(LeafCall("embedder", "leaf", "POST /v1/chat/completions", b"no HTTP")) is None
+    with pytest.raises(CodecError):
+        record.get(LeafCall("embedder", "leaf", "POST /v1/embeddings", b"no HTTP"))
