@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import itertools
 import threading
 import time
 from collections import Counter
@@ -27,7 +28,7 @@ import greenback
 
 from patchwork_adapters.context import REQUEST
 from patchwork_adapters.errors import ComponentUnavailable, DeadlinePassed, RequestCancelled
-from patchwork_adapters.flight import Cancelled, Flight, Frame, Inbox
+from patchwork_adapters.flight import Cancelled, Flight, Frame, Inbox, Limit
 from patchwork_adapters.transport import AnswersNow, LeafCall, Transport
 from patchwork_adapters.waiting import is_on_loop, let_waits_yield, portal_await
 
@@ -54,13 +55,13 @@ class Bridge:
         """The reply. Raises what the transport raises, DeadlinePassed, RequestCancelled, or TimeoutError after ``timeout_s``."""
         if (known := self._known(call)) is not None:
             return known[0]
-        return self.do(call, lambda: self._reply(call, timeout_s))
+        return self._do(call, lambda: self._transport.call(call), limit_of(call, timeout_s))
 
     async def acall(self, call: LeafCall, timeout_s: float | None = None) -> bytes:
         """As :meth:`call`; cancelling the awaiting task cancels the work."""
         if (known := self._known(call)) is not None:
             return known[0]
-        return await self.ado(call, lambda: self._reply(call, timeout_s))
+        return await self._ado(call, lambda: self._transport.call(call), limit_of(call, timeout_s))
 
     def _known(self, call: LeafCall) -> Sequence[bytes] | None:
         """What the transport answers at once, in this thread; None: it has to be asked on the I/O loop."""
@@ -68,17 +69,24 @@ class Bridge:
             return None
         if self._closed:
             raise _closed()
-        _remaining_s(call)
+        limit_of(call)  # raises
         return self._answer_now(call)
 
     # ---- any work on the I/O loop
 
     def do(self, call: LeafCall, work: Callable[[], Coroutine[Any, Any, T]]) -> T:
-        """Run ``work()`` on the I/O loop on behalf of a call and wait for it."""
+        """Run ``work()`` on the I/O loop on behalf of a call and wait for it, as long as it takes."""
+        return self._do(call, work, None)
+
+    async def ado(self, call: LeafCall, work: Callable[[], Coroutine[Any, Any, T]]) -> T:
+        """As :meth:`do`; cancelling the awaiting task cancels the work."""
+        return await self._ado(call, work, None)
+
+    def _do(self, call: LeafCall, work: Callable[[], Coroutine[Any, Any, T]], limit: Limit | None) -> T:
         if self._can_yield():
-            result: T = portal_await(self.ado(call, work))
+            result: T = portal_await(self._ado(call, work, limit))
             return result
-        flight = self._submit(call, work)
+        flight = self._submit(call, work, self._forget, limit)
         try:
             return flight.wait()
         except Cancelled:
@@ -87,10 +95,9 @@ class Bridge:
             flight.cancel()
             raise
 
-    async def ado(self, call: LeafCall, work: Callable[[], Coroutine[Any, Any, T]]) -> T:
-        """As :meth:`do`; cancelling the awaiting task cancels the work."""
+    async def _ado(self, call: LeafCall, work: Callable[[], Coroutine[Any, Any, T]], limit: Limit | None) -> T:
         try:
-            return await self._submit(call, work).arrive()
+            return await self._submit(call, work, self._forget, limit).arrive()
         except Cancelled:
             raise _cancelled(call) from None
 
@@ -134,10 +141,13 @@ class Bridge:
 
     def _fly(self, call: LeafCall) -> tuple[Inbox, Flight[None]]:
         inbox = Inbox()
-        # its end is told once more, for a stream that is cancelled before it began; after the pump's own nobody reads that
-        return inbox, self._submit(
-            call, lambda: self._pump(call, inbox.put), lambda: inbox.put((None, asyncio.CancelledError()))
-        )
+
+        def end(flight: Flight[None], why: BaseException | None) -> None:
+            self._forget(flight, why)
+            flight.error = None  # the reader raises it
+            inbox.put((None, why))
+
+        return inbox, self._submit(call, lambda: self._pump(call, inbox.put), end, limit_of(call, None))
 
     def _wait_for(self, inbox: Inbox, call: LeafCall, timeout_s: float | None) -> None:
         try:
@@ -162,6 +172,9 @@ class Bridge:
             self._closed = True
             loop, self._loop = self._loop, None
             thread, self._thread = self._thread, None
+            flights = list(itertools.chain(*self._inflight.values()))
+        for flight in flights:
+            flight.cancel()
         if loop is None or thread is None:
             return
         loop.call_soon_threadsafe(loop.stop)
@@ -176,26 +189,14 @@ class Bridge:
 
     # ---- on the I/O loop
 
-    async def _reply(self, call: LeafCall, timeout_s: float | None) -> bytes:
-        if timeout_s is None and (call.request is None or call.request.deadline is None):
-            return await self._transport.call(call)
-        async with until_deadline(call, timeout_s):
-            return await self._transport.call(call)
-
     async def _pump(self, call: LeafCall, put: Callable[[Frame], None]) -> None:
-        """Move frames to the waiter; it never raises, because what ends the stream has to arrive after the frames."""
-        end: BaseException | None = None
+        """Move frames to the waiter."""
+        frames = self._transport.stream(call)
         try:
-            async with until_deadline(call, None):
-                frames = self._transport.stream(call)
-                try:
-                    async for frame in frames:
-                        put((frame, None))
-                finally:
-                    await _aclose(frames)
-        except BaseException as error:  # noqa: BLE001  the waiter re-raises it, whatever it is
-            end = error
-        put((None, end))
+            async for frame in frames:
+                put((frame, None))
+        finally:
+            await _aclose(frames)
 
     # ---- to the I/O loop
 
@@ -212,46 +213,34 @@ class Bridge:
         self,
         call: LeafCall,
         work: Callable[[], Coroutine[Any, Any, T]],
-        on_end: Callable[[], object] | None = None,
+        on_end: Callable[[Flight[T], BaseException | None], object],
+        limit: Limit | None,
     ) -> Flight[T]:
-        flight = Flight(self._running_loop(), work, on_end)
         request_id = call.request.request_id if call.request else ""
-        if request_id:
-            flight.on_end = self._forgetting(request_id, flight, on_end)
-            with self._lock:
-                self._inflight.setdefault(request_id, set()).add(flight)
+        with self._lock:
+            flight = Flight(self._running_loop(), work, on_end, limit, request_id)
+            self._inflight.setdefault(request_id, set()).add(flight)
         flight.start()
         return flight
 
-    def _forgetting(
-        self, request_id: str, flight: Flight[Any], then: Callable[[], object] | None
-    ) -> Callable[[], None]:
-        def forget() -> None:
-            self._forget(request_id, flight)
-            if then is not None:
-                then()
-
-        return forget
-
-    def _forget(self, request_id: str, flight: Flight[Any]) -> None:
+    def _forget(self, flight: Flight[T], _: BaseException | None) -> None:
         with self._lock:
-            flights = self._inflight.get(request_id)
-            if flights is not None:
-                flights.discard(flight)
-                if not flights:
-                    del self._inflight[request_id]
+            flights = self._inflight[flight.request_id]
+            flights.discard(flight)
+            if not flights:
+                del self._inflight[flight.request_id]
 
     def _running_loop(self) -> asyncio.AbstractEventLoop:
-        with self._lock:
-            if self._closed:
-                raise _closed()
-            if self._loop is None:
-                self._loop = asyncio.new_event_loop()
-                self._thread = threading.Thread(target=_run_loop, args=(self._loop,), name="patchwork-io", daemon=True)
-                self._thread.start()
-            elif self._thread is threading.current_thread():
-                raise RuntimeError("a leaf was called synchronously on the bridge's own I/O loop")
-            return self._loop
+        """Under the lock."""
+        if self._closed:
+            raise _closed()
+        if self._loop is None:
+            self._loop = asyncio.new_event_loop()
+            self._thread = threading.Thread(target=_run_loop, args=(self._loop,), name="patchwork-io", daemon=True)
+            self._thread.start()
+        elif self._thread is threading.current_thread():
+            raise RuntimeError("a leaf was called synchronously on the bridge's own I/O loop")
+        return self._loop
 
 
 def with_request(call: LeafCall) -> LeafCall:
@@ -292,29 +281,6 @@ def _run_loop(loop: asyncio.AbstractEventLoop) -> None:
         loop.close()
 
 
-class until_deadline:
-    """Ends the block at the request's deadline (DeadlinePassed) or after ``timeout_s`` (TimeoutError), whichever is first."""
-
-    __slots__ = ("_by_deadline", "_call", "_limit")
-
-    def __init__(self, call: LeafCall, timeout_s: float | None) -> None:
-        remaining_s = _remaining_s(call)
-        self._call = call
-        self._by_deadline = remaining_s is not None and (timeout_s is None or remaining_s <= timeout_s)
-        self._limit = asyncio.timeout(remaining_s if self._by_deadline else timeout_s)
-
-    async def __aenter__(self) -> None:
-        await self._limit.__aenter__()
-
-    async def __aexit__(self, kind: Any, error: BaseException | None, traceback: Any) -> None:
-        try:
-            await self._limit.__aexit__(kind, error, traceback)
-        except TimeoutError:
-            if self._by_deadline and self._limit.expired():
-                raise _late(self._call) from None
-            raise
-
-
 async def _aclose(frames: AsyncIterator[bytes]) -> None:
     close = getattr(frames, "aclose", None)
     if close is not None:
@@ -329,15 +295,17 @@ def _raise_end(why: BaseException | None, call: LeafCall) -> None:
     raise why
 
 
-def _remaining_s(call: LeafCall) -> float | None:
-    """Seconds until the request's deadline, None without one; raises DeadlinePassed."""
-    request = call.request
-    if request is None or request.deadline is None:
-        return None
-    remaining_s = request.deadline - time.monotonic()
-    if remaining_s <= 0:
+def limit_of(call: LeafCall, timeout_s: float | None = None) -> Limit | None:
+    """The request's deadline or ``timeout_s`` from now, whichever is first. Raises DeadlinePassed at once when that is in the past."""
+    deadline = call.request.deadline if call.request is not None else None
+    if deadline is None:
+        return None if timeout_s is None else (time.monotonic() + timeout_s, TimeoutError)
+    now = time.monotonic()
+    if deadline <= now:
         raise _late(call)
-    return remaining_s
+    if timeout_s is not None and now + timeout_s < deadline:
+        return now + timeout_s, TimeoutError
+    return deadline, lambda: _late(call)
 
 
 def _closed() -> ComponentUnavailable:

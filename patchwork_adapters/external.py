@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Protocol
 
-from patchwork_adapters.bridge import Bridge, until_deadline
+from patchwork_adapters.bridge import Bridge, limit_of
 from patchwork_adapters.errors import DeadlinePassed
 from patchwork_adapters.protocol import Router
 from patchwork_adapters.transport import LeafCall
@@ -95,8 +95,12 @@ class ExternalCalls:
         watch = self._observe(call)
         seen = watch.__enter__()
         try:
-            async with until_deadline(call, None):
-                release = await self._place(call.component)
+            deadline, late = limit_of(call) or (None, TimeoutError)
+            try:
+                async with asyncio.timeout_at(deadline):
+                    release = await self._place(call.component)
+            except TimeoutError:
+                raise late() from None
         except BaseException as error:
             watch.__exit__(type(error), error, error.__traceback__)
             raise

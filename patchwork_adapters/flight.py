@@ -15,6 +15,9 @@ from typing import Any, Generic, TypeVar
 
 T = TypeVar("T")
 Frame = tuple[bytes | None, BaseException | None]  #: a frame, or (None, why it ended: None at the regular end)
+Limit = tuple[
+    float, Callable[[], BaseException]
+]  #: when work has to end (``time.monotonic()``), and what its waiter gets then
 
 
 class Cancelled(Exception):
@@ -22,41 +25,60 @@ class Cancelled(Exception):
 
 
 class Flight(Generic[T]):
-    """Ends once: with the value or the error of the work, or cancelled, which frees the waiter at once and then the work."""
+    """Ends once: with the value or the error of the work, late, or cancelled; the last two free the waiter at once and then the work.
 
-    __slots__ = ("_error", "_is_cancelled", "_is_over", "_lock", "_loop", "_task", "_tell", "_value", "_work", "on_end")
+    Of what happens on the I/O loop as little as can be comes after the waiter was told, and no round of the loop: the waiter's thread
+    would have to wait for it.
+    """
+
+    __slots__ = (
+        "_is_cancelled", "_is_over", "_limit", "_lock", "_loop", "_on_end", "_task", "_tell", "_timer", "_value", "_work",
+        "error", "request_id",
+    )  # fmt: skip
 
     def __init__(
         self,
         loop: asyncio.AbstractEventLoop,
         work: Callable[[], Coroutine[Any, Any, T]],
-        on_end: Callable[[], object] | None = None,
+        on_end: Callable[[Flight[T], BaseException | None], object],
+        limit: Limit | None = None,
+        request_id: str = "",
     ) -> None:
+        """``on_end``: called once, in any thread, before the waiter is told, with what ended the work (None: it returned)."""
+        self.request_id = request_id
         self._loop = loop
         self._work = work
+        self._limit = limit
         self._lock = threading.Lock()
         self._task: asyncio.Task[None] | None = None
+        self._timer: asyncio.TimerHandle | None = None
         self._tell: Callable[[], object] | None = None  #: wakes the waiter
         self._value: Any = None
-        self._error: BaseException | None = None
+        self.error: BaseException | None = (
+            None  #: taken by who raises it: its traceback holds frames that hold this object
+        )
         self._is_over = False
         self._is_cancelled = False
-        self.on_end = on_end  #: called once, in any thread; set before the start
+        self._on_end = on_end
 
     def start(self) -> None:
         """The work sees the caller's context variables. RuntimeError when the loop is closed."""
-        self._loop.call_soon_threadsafe(self._begin)
+        try:
+            self._loop.call_soon_threadsafe(self._begin)
+        except RuntimeError:
+            if not self._is_over:  # else it was cancelled with all others when the loop was
+                raise
 
     def cancel(self) -> bool:
         """False when it had ended. May be called from any thread."""
-        if not self._end(None, None, is_cancelled=True):
+        if self._is_over or not self._end(None, None, is_cancelled=True):
             return False
         with contextlib.suppress(RuntimeError):  # the loop is closed, and the work with it
             self._loop.call_soon_threadsafe(self._stop)
         return True
 
     def wait(self) -> T:
-        """Blocks this thread. Raises what the work raised, or Cancelled."""
+        """Blocks this thread. Raises what the work raised, what its limit says, or Cancelled."""
         gate = threading.Lock()
         gate.acquire()
         if self._will_tell(gate.release):
@@ -82,11 +104,11 @@ class Flight(Generic[T]):
     def _outcome(self) -> T:
         if self._is_cancelled:
             raise Cancelled
-        if self._error is not None:
+        if self.error is not None:
             try:
-                raise self._error
+                raise self.error
             finally:
-                self._error = None  # its traceback holds this frame, which holds this object
+                self.error = None
         value: T = self._value
         return value
 
@@ -95,11 +117,9 @@ class Flight(Generic[T]):
             if self._is_over:
                 return False
             self._is_over, self._is_cancelled = True, is_cancelled
-            self._value, self._error = value, error
+            self._value, self.error = value, error
             tell, self._tell = self._tell, None
-            on_end, self.on_end = self.on_end, None
-        if on_end is not None:
-            on_end()
+        self._on_end(self, asyncio.CancelledError() if is_cancelled else error)
         if tell is not None:
             tell()
         return True
@@ -107,33 +127,44 @@ class Flight(Generic[T]):
     # ---- on the I/O loop
 
     def _begin(self) -> None:
-        if not self._is_over:
-            self._task = self._loop.create_task(self._run())
-            self._task.add_done_callback(self._gone)
+        if self._is_over:
+            return
+        if self._limit is not None:
+            self._timer = self._loop.call_at(self._limit[0], self._expire)
+        self._task = self._loop.create_task(self._run())
 
     async def _run(self) -> None:
         # the waiter is told from here: a callback of the task would come one round of the loop later
         try:
             value = await self._work()
         except asyncio.CancelledError:
-            self._end(None, None, is_cancelled=True)
+            self._land(None, None, is_cancelled=True)
             raise
         except (KeyboardInterrupt, SystemExit) as error:
-            self._end(None, error)
+            self._land(None, error)
             raise
         except BaseException as error:  # noqa: BLE001  the waiter raises it, whatever it is
-            self._end(None, error)
+            self._land(None, error)
         else:
-            self._end(value, None)
+            self._land(value, None)
 
-    def _gone(self, task: asyncio.Task[None]) -> None:
+    def _land(self, value: T | None, error: BaseException | None, *, is_cancelled: bool = False) -> None:
         self._task = None
-        if not self._is_over:  # cancelled before its first step
-            self._end(None, None, is_cancelled=True)
+        if self._timer is not None:
+            self._timer.cancel()
+        self._end(value, error, is_cancelled=is_cancelled)
+
+    def _expire(self) -> None:
+        assert self._limit is not None
+        if self._end(None, self._limit[1]()):
+            self._stop()
 
     def _stop(self) -> None:
-        if self._task is not None:
-            self._task.cancel()
+        task, self._task = self._task, None
+        if task is not None:
+            task.cancel()
+        if self._timer is not None:
+            self._timer.cancel()
 
 
 class Inbox:
