@@ -10,12 +10,16 @@ import math
 from collections.abc import Collection, Hashable
 from dataclasses import dataclass, field
 
-#: A replica whose oldest call is so much overdue (or by as long as it should have taken, as answers differ in length), and that
-#: said nothing for so long, is asked only when the others are worse.
+from patchwork_scheduler.heartbeat import Heart
+
+#: While nobody takes pulses (``heartbeat``): a replica whose oldest call is so much overdue (or by as long as it should have taken, as
+#: answers differ in length), and that said nothing for so long, is asked only when the others are worse.
 SUSPECT_AFTER_S = 0.5
 #: How long a lost replica is left alone before one call tries it again; doubles with each further loss.
 RETRY_AFTER_S = 1.0
 RETRY_AT_MOST_S = 30.0
+#: How long a slow replica's word for that counts: whoever gets no calls says nothing, and must be tried again.
+SLOW_FOR_S = 10.0
 
 
 @dataclass(slots=True)
@@ -31,6 +35,9 @@ class _Replica:
     heard: float = -math.inf  #: when it last said anything: a reply, or a piece of one
     lost_until: float = 0.0
     losses: int = 0
+    heart: Heart = field(default_factory=Heart)
+    slowness: float = 1.0  #: by its last pulse, until ``slow_until``
+    slow_until: float = 0.0
 
     def waiting_s(self, now: float) -> float:
         left = self.backlog_s + self.sent_s
@@ -41,6 +48,11 @@ class _Replica:
             left = self.outstanding_s
         return left if left > 0.0 else 0.0
 
+    def finish_s(self, work_s: float, now: float) -> float:
+        """Seconds from now until a call of ``work_s`` would be done."""
+        finish = self.waiting_s(now) + work_s * self.speed
+        return finish * self.slowness if now < self.slow_until else finish
+
     def take(self, call_id: str) -> tuple[float, float] | None:
         """The call is no longer there."""
         gone = self.outstanding.pop(call_id, None)
@@ -50,12 +62,14 @@ class _Replica:
         return gone
 
     def trouble(self, now: float) -> int:
-        """2: lost, 1: its oldest call is overdue and it is silent, 0: none. Python dicts keep order: the first is the oldest."""
+        """2: lost; 1: suspect, by its heart or, while nobody listens to that, as its oldest call is overdue and it is silent; 0: none."""
         if now < self.lost_until:
             return 2
+        if self.heart.suspect or self.heart.is_watched(now):
+            return int(self.heart.suspect)
         if now - self.heard <= SUSPECT_AFTER_S:
             return 0
-        for _, overdue in self.outstanding.values():
+        for _, overdue in self.outstanding.values():  # dicts keep order: the first is the oldest
             return 1 if now > overdue else 0
         return 0
 
@@ -96,13 +110,13 @@ class Router:
             replica = replicas[i]
             if exclude and replica.name in exclude:
                 continue
-            trouble = replica.trouble(now) if replica.outstanding or replica.losses else 0
+            trouble = replica.trouble(now) if replica.outstanding or replica.losses or replica.heart.suspect else 0
             if trouble > best_trouble:
                 continue
             work = work_s
             if saved_s:
                 work = max(work_s - saved_s.get(replica.name, 0.0), 0.0)
-            finish = replica.waiting_s(now) + work * replica.speed
+            finish = replica.finish_s(work, now)
             if trouble < best_trouble or finish < best_finish:
                 best, best_trouble, best_finish = replica, trouble, finish
         return None if best is None else best.name
@@ -110,7 +124,7 @@ class Router:
     def predicted_s(self, name: str, work_s: float, now: float) -> float:
         """Seconds from now until ``name`` would have finished a call of ``work_s``."""
         replica = self._replicas[name]
-        return replica.waiting_s(now) + work_s * replica.speed
+        return replica.finish_s(work_s, now)
 
     def sent(self, name: str, call_id: str, occupied_s: float, now: float, *, alone_s: float | None = None) -> None:
         """A call went out. ``occupied_s``: by how much it delays others there; ``alone_s``: how long it takes itself."""
@@ -131,6 +145,7 @@ class Router:
         if replica is None:
             return  # scaled away meanwhile
         gone = replica.take(call_id)
+        replica.heart.heard()
         replica.heard, replica.lost_until, replica.losses = now, 0.0, 0
         if backlog_s is not None:
             replica.backlog_s, replica.reported, replica.sent_s = backlog_s, now, 0.0
@@ -144,6 +159,30 @@ class Router:
         replica = self._replicas.get(name)
         if replica is not None:
             replica.heard = now
+            replica.heart.heard()
+
+    def tick(self, now: float) -> tuple[list[str], bool]:
+        """Look at all hearts: whose pulse is to be taken now, and whether to look again. Nobody's, where there is no choice."""
+        if len(self._order) < 2:
+            return [], False
+        asked = [one.name for one in self._order if one.heart.tick(now, bool(one.outstanding))]
+        return asked, any(one.outstanding or one.heart.suspect for one in self._order)
+
+    def pulsed(self, name: str, now: float, *, well: bool, backlog_s: float, slowness: float) -> None:
+        """A replica gave its pulse."""
+        replica = self._replicas.get(name)
+        if replica is None:
+            return
+        replica.heart.answered(now, well=well)
+        replica.heard = now
+        replica.slowness, replica.slow_until = slowness, now + SLOW_FOR_S if slowness > 1.0 else 0.0
+        replica.backlog_s, replica.reported, replica.sent_s = backlog_s, now, 0.0
+
+    def unanswered(self, name: str) -> None:
+        """The question for its pulse did not reach it."""
+        replica = self._replicas.get(name)
+        if replica is not None:
+            replica.heart.unanswered()
 
     def left(self, name: str, call_id: str) -> None:
         """The call was cancelled: it is no sign of life, and no work any more."""

@@ -65,6 +65,10 @@ class ComponentReplica:
                     self._record(frame, reply)
                 yield reply.to_bytes()
 
+    async def pulse(self) -> bytes:
+        """A Pulse, while calls are in this replica and none is answered."""
+        return self._host.pulse().to_bytes()
+
     async def describe(self) -> dict[str, Any]:
         return {"component": self._spec.id, "replica": self._name, **self._host.engine.describe()}
 

@@ -16,7 +16,8 @@ from patchwork_adapters.errors import ComponentFailed, ComponentUnavailable, Dea
 from patchwork_adapters.transport import LeafCall
 from patchwork_serving import replicas_seen
 from patchwork_serving.deadlines import until_deadline
-from patchwork_serving.scheduling import Scheduling, Sending, Step
+from patchwork_serving.pulses import Pulses
+from patchwork_serving.scheduling import Asking, Scheduling, Sending, Step
 from patchwork_serving.sharing import Sharing
 from patchwork_serving.single_flight import SingleFlight
 from patchwork_serving.wire import CallFrame, ErrorFrame, ReplyFrame, Report
@@ -121,6 +122,7 @@ class RayTransport:
         self._sharing = sharing or Sharing()
         self._flights: SingleFlight[ReplyFrame] = SingleFlight()
         self._bound: dict[tuple[str, str, str], Any] = {}
+        self._pulses = Pulses(self._scheduling, self._pulse, clock)
 
     async def call(self, call: LeafCall) -> bytes:
         """The reply's payload; raises ComponentUnavailable, ComponentFailed or DeadlinePassed."""
@@ -245,6 +247,10 @@ class RayTransport:
         finally:
             self._scheduling.end(step, self._clock())
 
+    async def _pulse(self, asking: Asking) -> bytes:
+        pulse: bytes = await self._handle(asking.component, "pulse", asking.hint).remote()
+        return pulse
+
     def _handle(self, component: str, method: str, replica: str) -> Any:
         """The method of one replica, or with an empty name of whichever Serve chooses; made once each, as ``options`` copies a handle."""
         key = (component, method, replica)
@@ -300,6 +306,7 @@ class RayTransport:
         attempt = 0
         while True:
             sending = self._scheduling.send(step, uuid.uuid4().hex, self._clock())
+            self._pulses.listen()
             yield sending
             attempt += 1
             remaining = self._remaining(call)

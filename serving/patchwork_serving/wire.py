@@ -59,6 +59,24 @@ class Report:
 
 
 @dataclass(frozen=True, slots=True)
+class Pulse:
+    """What a replica answers when it is asked how it fares, while calls are in it and none is answered."""
+
+    replica: str
+    well: bool  #: its engine lives, and moves as fast as it usually does, or nearly
+    queued_s: float = 0.0  #: as in ``Report``
+    running_s: float = 0.0
+    slowness: float = 1.0  #: times as long as predicted that its work took of late; 1 unless it clearly did
+
+    def to_bytes(self) -> bytes:
+        return _pack([getattr(self, name) for name in self.__slots__])
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> Pulse:
+        return cls(*msgpack.unpackb(data))
+
+
+@dataclass(frozen=True, slots=True)
 class ErrorFrame:
     """Why a call was not carried out; an exception of the user's own leaf travels in a payload instead."""
 

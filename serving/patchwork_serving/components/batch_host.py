@@ -35,7 +35,7 @@ class BatchHost(ComponentHost):
         super().__init__(engine, queue, policy, replica=replica, limit=parallel, clock=clock)
         self._cost = cost
         self._max_batch = max_batch
-        self._batches: dict[asyncio.Task[None], float] = {}  # each with its predicted end
+        self._batches: dict[asyncio.Task[None], tuple[float, float]] = {}  # each with its start and predicted end
 
     async def stream(self, frame: CallFrame) -> AsyncIterator[ReplyFrame]:
         yield await self.call(frame)
@@ -53,7 +53,10 @@ class BatchHost(ComponentHost):
         return waiting.estimate.alone_s, waiting.estimate.occupied_s
 
     def _running_s(self, now: float) -> float:
-        return sum(max(0.0, end - now) for end in self._batches.values()) / self._limit
+        return sum(max(0.0, end - now) for _, end in self._batches.values()) / self._limit
+
+    def _is_stalled(self, now: float) -> bool:
+        return any(self._pace.is_stalled(end - start, now - start) for start, end in self._batches.values())
 
     def _work(self) -> Iterator[asyncio.Task[None]]:
         return iter(tuple(self._batches))
@@ -72,7 +75,7 @@ class BatchHost(ComponentHost):
         batch = [self._take(call, now, len(calls)) for call in calls]
         self._running += 1
         task = asyncio.create_task(self._run(batch))
-        self._batches[task] = now + self._cost(sum(call.size for call in calls))
+        self._batches[task] = (now, now + self._cost(sum(call.size for call in calls)))
         task.add_done_callback(self._ended)
         for waiting in batch:  # nobody waits for it any more: stop the work
             waiting.done.add_done_callback(lambda _: task.cancel() if all(w.done.cancelled() for w in batch) else None)
@@ -104,4 +107,6 @@ class BatchHost(ComponentHost):
         # a batch that failed says nothing of how long calls take
         if not all(isinstance(reply, Exception) for reply in replies):
             self.counts.served(len(batch), seconds)
-            self._cost.observe(sum(w.call.size for w in batch), seconds)
+            size = sum(w.call.size for w in batch)
+            self._pace.worked(self._cost(size), seconds, self._clock())
+            self._cost.observe(size, seconds)

@@ -34,6 +34,8 @@ ASK_AGAIN_STEPS = 4
 #: How much of the engine's time before the prefills inside are done the next one follows.
 LEAD_STEPS = 1.5
 ASK_AGAIN_AT_LEAST_S = 0.005
+#: Silences of the engine that are looked at: shorter ones are nobody's concern, and every token ends one.
+SILENCE_S = 0.25
 
 
 @dataclass(slots=True, eq=False)
@@ -80,6 +82,7 @@ class ContinuousHost(ComponentHost):
         self._seconds = Learned()  # of a call, where nothing better is known
         self._inside: dict[str, _Inside] = {}
         self._streams = 0
+        self._moved = 0.0  # when the engine last gave a token, or began to work
         self._set_bound()
 
     async def start(self) -> None:
@@ -164,6 +167,8 @@ class ContinuousHost(ComponentHost):
 
     def _let_in(self, waiting: Waiting, now: float) -> None:
         call = waiting.call
+        if not self._running:
+            self._moved = now
         self._running += 1
         self._inside[call.id] = _Inside(self, waiting)
         for one in self._inside.values():  # the most company that a call had is what its seconds were paid with
@@ -190,11 +195,35 @@ class ContinuousHost(ComponentHost):
         call_id = inside.waiting.call.id
         if call_id not in self._inside:
             return  # it was given up; the engine has not noticed yet
-        self._measured(self._meter.generated(call_id, tokens, self._clock()))
+        now = self._clock()
+        if now - self._moved > SILENCE_S:
+            self._pace.lasted(self._silence_s(), now - self._moved)
+        self._moved = now
+        self._measured(self._meter.generated(call_id, tokens, now))
         if first:
             if self._bound is not None:
                 self._bound.first_token(call_id)
             self._wake.set()  # there may be room for the next prompt
+
+    # -- whether it moves ------------------------------------------------------------------------------------------
+
+    def _is_stalled(self, now: float) -> bool:
+        if not self._inside:
+            return False
+        if self._step_tokens:
+            return self._pace.is_stalled(self._silence_s(), now - self._moved)
+        oldest = min(one.waiting.started for one in self._inside.values())
+        return self._pace.is_stalled(self._seconds.mean, now - oldest)
+
+    def _silence_s(self) -> float:
+        """Longest that a token engine is expected to give nothing: the prefill of all without a token; 0 while its cost is unknown."""
+        cost = self._cost.cost
+        if cost is None:
+            return 0.0
+        prompts = [one.waiting.estimate.prompt_tokens for one in self._inside.values() if not one.tokens]
+        context = sum(one.waiting.estimate.prompt_tokens + one.tokens for one in self._inside.values() if one.tokens)
+        slowdown = 1.0 if self._bound is None else self._bound.slowdown
+        return slowdown * (cost.call_s + cost.step_s(sum(prompts), len(self._inside) - len(prompts), context))
 
     # -- what is learnt --------------------------------------------------------------------------------------------
 
@@ -232,6 +261,8 @@ class ContinuousHost(ComponentHost):
         """A call came to its end."""
         waiting = inside.waiting
         seconds = self._clock() - waiting.started
+        if not self._step_tokens:
+            self._pace.lasted(self._seconds.mean, seconds)
         self._seconds.observe(seconds)
         self.counts.served(waiting.batch, seconds, calls=1)
         if not self._step_tokens:
@@ -258,6 +289,7 @@ class ContinuousHost(ComponentHost):
         if stretch is None:
             return
         predicted_s = self._cost.predicted_s(stretch)
+        self._pace.worked(predicted_s, stretch.seconds, self._clock())
         self._cost.observe(stretch)
         if self._bound is None:
             self._set_bound()

@@ -18,6 +18,7 @@ from typing import NamedTuple
 from patchwork_adapters.errors import DeadlinePassed
 from patchwork_adapters.redaction import redacted, redacted_traceback
 from patchwork_scheduler.model import Call
+from patchwork_scheduler.pace import Pace
 from patchwork_scheduler.policies import Policy, rank_at
 from patchwork_scheduler.queue import CallQueue
 from patchwork_serving.components.counts import Counts
@@ -30,7 +31,7 @@ from patchwork_serving.components.engine import (
     Progress,
 )
 from patchwork_serving.errors import EngineDied, ServingError
-from patchwork_serving.wire import CallFrame, ErrorFrame, ReplyFrame, Report
+from patchwork_serving.wire import CallFrame, ErrorFrame, Pulse, ReplyFrame, Report
 
 log = logging.getLogger(__name__)
 
@@ -95,6 +96,7 @@ class ComponentHost(ABC):
         self._wake = asyncio.Event()
         self._loop_task: asyncio.Task[None] | None = None
         self.counts = Counts()
+        self._pace = Pace()
         self._closed = False
 
     async def start(self) -> None:
@@ -129,6 +131,16 @@ class ComponentHost(ABC):
         queued_s = self._queued_s if len(self._queue) else 0.0  # sums of floats do not come back to zero
         return Load(len(self._queue), self._running, queued_s, self._running_s(self._clock()))
 
+    def pulse(self) -> Pulse:
+        """How the replica fares, between replies."""
+        load, now = self.load(), self._clock()
+        try:
+            self.check()
+            well = not (self._closed or self._is_stalled(now))
+        except EngineDied:
+            well = False
+        return Pulse(self.replica, well, load.queued_s, load.running_s, self._pace.slowness(now))
+
     async def call(self, frame: CallFrame) -> ReplyFrame:
         """The whole reply in one frame; failures are error frames, not exceptions. Cancelling takes the call out of queue and engine."""
         try:
@@ -151,6 +163,10 @@ class ComponentHost(ABC):
     @abstractmethod
     def _running_s(self, now: float) -> float:
         """Predicted seconds by which what is inside the engine delays a new call."""
+
+    @abstractmethod
+    def _is_stalled(self, now: float) -> bool:
+        """Whether the engine should long have given something and has not."""
 
     @abstractmethod
     def _advance(self, now: float) -> float | None:

@@ -5,6 +5,6 @@
 
 from patchwork_serving.scheduling.core import Scheduling, Step
 from patchwork_serving.scheduling.door import Setting, Told
-from patchwork_serving.scheduling.sending import Sending
+from patchwork_serving.scheduling.sending import Asking, Sending
 
-__all__ = ["Scheduling", "Sending", "Setting", "Step", "Told"]
+__all__ = ["Asking", "Scheduling", "Sending", "Setting", "Step", "Told"]

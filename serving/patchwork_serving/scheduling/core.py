@@ -19,8 +19,8 @@ from patchwork_serving.scheduling.costs import CallCosts, Costs, Predicted
 from patchwork_serving.scheduling.door import Door, Setting, Told
 from patchwork_serving.scheduling.journeys import START, Journey, Stay
 from patchwork_serving.scheduling.seed import seeds
-from patchwork_serving.scheduling.sending import Replicas, Sending
-from patchwork_serving.wire import Report
+from patchwork_serving.scheduling.sending import Asking, Replicas, Sending
+from patchwork_serving.wire import Pulse, Report
 
 #: component -> unique ids of its replicas; the same object until they change
 ReplicasOf = Callable[[str], tuple[str, ...]]
@@ -194,6 +194,28 @@ class Scheduling:
             replicas = self._replicas.get(sending.component)
             if replicas is not None:
                 replicas.router.heard(sending.replica, now)
+
+    def listen(self, now: float) -> tuple[list[Asking], bool]:
+        """Whose pulse is to be taken now, and whether to listen again in ``heartbeat.TICK_S``."""
+        with self._lock:
+            found: list[Asking] = []
+            again = False
+            for component, replicas in self._replicas.items():
+                names, goes_on = replicas.router.tick(now)
+                found.extend(Asking(component, name) for name in names)
+                again = again or goes_on
+            return found, again
+
+    def pulsed(self, asking: Asking, pulse: Pulse | None, now: float) -> None:
+        """What came of it. None, or another replica's pulse: the question did not reach the one that was asked."""
+        with self._lock:
+            router = self._replicas[asking.component].router
+            if pulse is None or pulse.replica != asking.replica:
+                router.unanswered(asking.replica)
+            else:
+                router.pulsed(
+                    asking.replica, now, well=pulse.well, backlog_s=pulse.queued_s + pulse.running_s, slowness=pulse.slowness
+                )  # fmt: skip
 
     def lost(self, step: Step, sending: Sending, now: float) -> None:
         """The replica died with the attempt, or did not take it."""

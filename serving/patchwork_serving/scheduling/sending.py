@@ -27,6 +27,19 @@ class Sending:
         return self.replica.rpartition("#")[2]
 
 
+@dataclass(frozen=True, slots=True)
+class Asking:
+    """A question for a replica's pulse."""
+
+    component: str
+    replica: str  #: as in ``Sending``
+
+    @property
+    def hint(self) -> str:
+        """What Serve calls the replica."""
+        return self.replica.rpartition("#")[2]
+
+
 class Replicas:
     """Of one component, as this process sees them."""
 

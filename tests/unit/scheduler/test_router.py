@@ -5,6 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
+from patchwork_scheduler.heartbeat import TICK_S
 from patchwork_scheduler.router import Router
 
 
@@ -121,3 +122,77 @@ def test_no_work_is_counted_for_ever(events: list[tuple[int, float, bool]]) -> N
             to.replied(name, call_id, 100.0, backlog_s=None)
         to.check_invariants()
     assert [to.predicted_s(name, 1.0, 1000.0) for name in "abcd"] == [1.0] * 4
+
+
+def watch(to: Router, until: float, since: float, answering: set[str] = frozenset()) -> float:  # type: ignore[assignment]
+    """Ticks until ``until``; those who answer give a good pulse at once. Returns the time of the last tick."""
+    now = since
+    while (now := now + TICK_S) <= until:
+        for name in to.tick(now)[0]:
+            if name in answering:
+                to.pulsed(name, now, well=True, backlog_s=0.0, slowness=1.0)
+    return now
+
+
+def test_a_hung_replica_is_avoided_within_a_second_however_long_its_calls_are() -> None:
+    to = router("a", "b")
+    to.sent("a", "hangs", 0.0, now=0.0, alone_s=30.0)
+    to.sent("b", "works", 5.0, now=0.0, alone_s=30.0)
+    assert to.choose(1.0, now=0.0) == "a"
+    now = watch(to, 1.0, since=0.0, answering={"b"})
+    assert to.choose(1.0, now) == "b"
+
+
+def test_a_long_answer_is_no_reason_to_doubt_a_replica_that_gives_its_pulse() -> None:
+    to = router("a", "b")
+    to.sent("a", "long", 0.1, now=0.0, alone_s=0.1)
+    to.sent("b", "others", 1.0, now=0.0, alone_s=0.1)
+    now = watch(to, 20.0, since=0.0, answering={"a", "b"})
+    assert to.choose(0.1, now) == "a"
+
+
+def test_a_replica_whose_engine_stands_still_says_so_itself() -> None:
+    to = router("a", "b")
+    to.sent("a", "stuck", 0.1, now=0.0, alone_s=9.0)
+    to.sent("b", "others", 1.0, now=0.0, alone_s=9.0)
+    to.tick(0.1)
+    to.pulsed("a", 0.15, well=False, backlog_s=0.0, slowness=1.0)
+    assert to.choose(0.1, now=0.2) == "b"
+
+
+def test_a_hung_replica_that_goes_on_is_believed_after_three_good_answers() -> None:
+    to = router("a", "b")
+    to.sent("a", "hangs", 0.0, now=0.0, alone_s=9.0)
+    to.sent("b", "works", 5.0, now=0.0, alone_s=9.0)
+    now = watch(to, 5.0, since=0.0, answering={"b"})
+    to.pulsed("a", now, well=True, backlog_s=0.0, slowness=1.0)  # the question that was open all the time
+    assert to.choose(1.0, now) == "b"
+    now = watch(to, now + 1.0, since=now, answering={"a", "b"})
+    assert to.choose(1.0, now) == "a"
+
+
+def test_a_replica_that_says_it_is_slow_gets_less_and_is_tried_again_later() -> None:
+    to = router("a", "b")
+    to.pulsed("a", 0.0, well=True, backlog_s=1.0, slowness=10.0)
+    to.pulsed("b", 0.0, well=True, backlog_s=5.0, slowness=1.0)
+    assert to.choose(1.0, now=0.1) == "b"
+    assert to.choose(1.0, now=11.0) in {"a", "b"}
+    to.pulsed("b", 11.0, well=True, backlog_s=1.0, slowness=1.0)
+    assert to.choose(1.0, now=11.1) == "a"
+
+
+def test_nobody_is_asked_where_there_is_no_choice_or_nothing_is_owed() -> None:
+    alone = router("a")
+    alone.sent("a", "x", 1.0, now=0.0)
+    assert alone.tick(5.0) == ([], False)
+    idle = router("a", "b")
+    assert idle.tick(5.0) == ([], False)
+
+
+def test_what_the_watcher_itself_slept_is_no_silence() -> None:
+    to = router("a", "b")
+    to.sent("a", "x", 0.0, now=0.0, alone_s=9.0)
+    to.sent("b", "y", 1.0, now=0.0, alone_s=9.0)
+    assert to.tick(0.1)[0] == ["a", "b"]
+    to.tick(9.0)  # its event loop was busy: the answers may have been there all the time
+    assert to.choose(0.1, now=9.0) == "a"

@@ -1,0 +1,101 @@
+"""A replica that hangs in the middle of long calls: nobody is sent to it after a second, and it serves again when it goes on."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+import psutil
+import pytest
+
+from kit.deployed import Home, a_home, deployed
+
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
+
+TARGET = Path(__file__).parent / "chains" / "patient.py"
+#: How long a call takes. Judged by its prediction alone, a replica would be in doubt only after twice as much.
+CALL_S = 2.0
+EVERY_S = 0.25
+GIVEN_UP_S = 6.0
+
+
+@pytest.fixture(scope="module")
+def home() -> Iterator[Home]:
+    with a_home() as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def url(home: Home) -> Iterator[str]:
+    config = home.path / "patchwork.yaml"
+    config.write_text("components: {llm: {replicas: 2, slots: 32}}\n", encoding="utf-8")
+    with deployed(home, str(TARGET), "--config", str(config)) as made:
+        yield made
+
+
+@dataclass(frozen=True)
+class Asked:
+    began: float
+    status: int
+    replica: str
+
+
+@asynccontextmanager
+async def load(url: str) -> AsyncIterator[list[asyncio.Task[Asked]]]:
+    """A request every so often, until the end of the block."""
+    asked: list[asyncio.Task[Asked]] = []
+    async with httpx.AsyncClient(timeout=60.0) as client:
+
+        async def ask() -> Asked:
+            began = time.monotonic()
+            headers = {"x-patchwork-trace": "1", "x-request-timeout-seconds": str(GIVEN_UP_S)}
+            answer = await client.post(f"{url}/invoke", json={"input": str(CALL_S)}, headers=headers)
+            # who is given up is told so by Serve's proxy, in plain text
+            spans = answer.json()["metadata"]["trace"] if answer.status_code == 200 else []
+            found = [s["attributes"]["patchwork.replica"] for s in spans if "patchwork.replica" in s["attributes"]]
+            return Asked(began, answer.status_code, found[0] if found else "")
+
+        async def go_on() -> None:
+            while True:
+                asked.append(asyncio.create_task(ask()))
+                await asyncio.sleep(EVERY_S)
+
+        going = asyncio.create_task(go_on())
+        try:
+            yield asked
+        finally:
+            going.cancel()
+            await asyncio.gather(*asked)
+
+
+async def test_a_replica_that_hangs_gets_no_calls_after_a_second_and_serves_again_when_it_goes_on(
+    home: Home, url: str
+) -> None:
+    hung: psutil.Process = home.replicas("llm")[0]
+    async with load(url) as asked:
+        await asyncio.sleep(2 * CALL_S)
+        hung.suspend()
+        stopped = time.monotonic()
+        try:
+            await asyncio.sleep(7.0)
+        finally:
+            hung.resume()
+        resumed = time.monotonic()
+        await asyncio.sleep(8.0)
+    seen = [task.result() for task in asked]
+    before = [one for one in seen if one.began < stopped - CALL_S - 0.5]
+    assert {one.status for one in before} == {200}
+    assert len({one.replica for one in before}) == 2
+    during = [one for one in seen if stopped + 1.0 < one.began < resumed - 0.5]
+    assert len(during) >= 12
+    assert Counter(one.status for one in during) == {200: len(during)}
+    assert len({one.replica for one in during}) == 1
+    after = [one for one in seen if one.began > resumed + 3.0]
+    assert {one.status for one in after} == {200}
+    assert len({one.replica for one in after}) == 2
