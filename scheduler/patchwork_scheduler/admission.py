@@ -13,14 +13,15 @@ delays a request depends on the engines (where prefills ride along with decodes,
 How much delay is allowed: what slows the mean request by a share slows one that takes a rare branch, or writes a long answer, by the same
 share. Nobody knows beforehand which one it will be. So a request may be stretched as far as the one with ``high_work_s`` can bear. Of few
 requests that is the longest, often the first, which found everything cold: it counts only once somebody missed. What is still not known
-is learnt as a margin: it narrows when accepted requests miss more often than is steered to, widens slowly when requests that were let in
-late made it, and recovers where little goes on.
+is learnt as a margin, for each class by its own promise: it narrows when accepted requests miss more often than is steered to, widens
+slowly when requests that were let in late made it, and recovers where little goes on.
 
 What is accepted is never dropped for what comes later: nothing here takes an acceptance back.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
@@ -34,7 +35,7 @@ REOPEN = 0.95
 PRIORITY_STEP = 0.25
 #: A request refused, or late, with less than this of its class's time was its own client's hurry, and says nothing about the others.
 USUAL = 0.9
-MARGIN_LOW, MARGIN_HIGH = 0.2, 1.5
+MARGIN_LOW = 0.2
 #: Where the rare request misses even alone, no stretch keeps the promise: of what the mean request has to spare, this much is allowed.
 UNKEEPABLE = 0.2
 #: Weight of a new observation in the ratio of real to predicted delay, and its limits.
@@ -44,6 +45,8 @@ RATIO_LOW, RATIO_HIGH = 0.2, 5.0
 RATIO_PRIOR, PRIOR_DELAY = 20, 0.5
 #: Where less than this of the allowance was predicted, how much work a request happened to bring says more than how it was delayed.
 RATIO_TELLING = 0.25
+#: The widest margin of a promise that 98 % are in time; of others by the root of the misses that they allow.
+MARGIN_HIGH, MARGIN_HIGH_AT = 1.5, 0.98
 #: Step of the margin when a request misses; for one in time it is as much smaller as the share steered to is low.
 MARGIN_STEP = 0.02
 #: Of the misses that the promise allows, those steered to: the share of a thousand requests scatters by some tenths of a per cent.
@@ -110,7 +113,7 @@ class Admission:
         self._accepted: dict[str, _Accepted] = {}
         self._shut: set[str] = set()
         self._shares: dict[str, float] = {one.name: 0.0 for one in classes}
-        self.margin = 1.0
+        self._margins: dict[str, float] = {one.name: 1.0 for one in classes}
         self._missed = False  # whether any request that was let in ever did
         # decayed means over requests that ended and tell something
         self._compared = 0
@@ -211,14 +214,20 @@ class Admission:
         if late and accepted.deadline - accepted.since < USUAL * accepted.slo.deadline_s:
             return  # its own client's hurry
         self._compare(accepted, now)
+        slo, margin = accepted.slo, self._margins.get(accepted.slo.name, 1.0)
         if late:
             self._missed = True
             if accepted.predicted_share > RATIO_TELLING:  # else it had plenty of room, and no door could have helped it
-                self.margin = max(MARGIN_LOW, self.margin * (1.0 - MARGIN_STEP))
+                self._margins[slo.name] = max(MARGIN_LOW, margin * (1.0 - MARGIN_STEP))
         else:
-            step = MARGIN_STEP * AIM * (1.0 - accepted.slo.target_share)
-            most = MARGIN_HIGH if accepted.predicted_share > TELLING else max(self.margin, 1.0)
-            self.margin = min(most, self.margin * (1.0 + step))
+            step = MARGIN_STEP * AIM * (1.0 - slo.target_share)
+            most = _widest(slo) if accepted.predicted_share > TELLING else max(margin, 1.0)
+            self._margins[slo.name] = min(most, margin * (1.0 + step))
+
+    @property
+    def margin(self) -> float:
+        """Of what a request can bear by its prediction, what the door lets it come to: in the class with which it is strictest."""
+        return min(self._margins.values(), default=1.0)
 
     @property
     def ratio(self) -> float:
@@ -254,10 +263,14 @@ class Admission:
         high = max(ahead.high_work_s, ahead.work_s) if is_known else ahead.work_s
         stretch = (left_s / high - 1.0) * ahead.work_s if high > 0.0 else left_s
         least = UNKEEPABLE * (left_s - ahead.work_s)
-        return max(stretch * self.margin, least) * self._class_part(slo)
+        return max(stretch * self._margins.get(slo.name, 1.0), least) * self._class_part(slo)
 
     def _class_part(self, slo: SloClass) -> float:
         """Of what is allowed. A class below its share counts as the highest."""
         if self._shares.get(slo.name, 0.0) < slo.share:
             return 1.0
         return max(1.0 - PRIORITY_STEP * (self._top - slo.priority), 0.1)
+
+
+def _widest(slo: SloClass) -> float:
+    return max(1.0, MARGIN_HIGH * math.sqrt((1.0 - slo.target_share) / (1.0 - MARGIN_HIGH_AT)))

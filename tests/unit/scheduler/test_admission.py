@@ -128,6 +128,24 @@ def test_the_margin_is_steered_to_fewer_misses_than_are_promised() -> None:
     assert not narrowed(80)
 
 
+def test_a_class_that_promises_less_is_let_in_further_and_by_its_own_misses() -> None:
+    strict, easy, never = (
+        SloClass("strict", 2.0),
+        SloClass("easy", 2.0, target_share=0.7),
+        SloClass("never", 2.0, target_share=1.0),
+    )
+    admission = door(strict, easy, never)
+    for i in range(2000):
+        for slo in (strict, easy, never):
+            admission.accepted(f"{slo.name}{i}", slo, ahead(), i + 2.0, float(i), 1.9)
+            # one in ten of all is late: five times what one class promises, and within what the other does
+            admission.finished(f"{slo.name}{i}", i + (2.5 if i % 10 == 0 else 1.5))
+    fill(admission, 6, easy)
+    assert isinstance(admission.decide(easy, ahead(), 0.0, 2.0), Admit)
+    assert isinstance(admission.decide(strict, ahead(), 0.0, 2.0), Refuse)
+    assert isinstance(admission.decide(never, ahead(), 0.0, 2.0), Refuse)
+
+
 def test_a_miss_that_was_not_the_doors_leaves_the_margin_and_low_load_lets_it_recover() -> None:
     admission = door()
     admission.accepted("stalled", FAST, ahead(), 2.0, 0.0, 0.5)
