@@ -4,12 +4,14 @@
     python tests/benchmarks/bench_scheduler.py speed    --profiles DIR                      [-o scheduler.json]
     python tests/benchmarks/bench_scheduler.py policies --profiles DIR --traces DIR         [-o scheduler.json]
     python tests/benchmarks/bench_scheduler.py overload --profiles DIR                      [-o scheduler.json]
+    python tests/benchmarks/bench_scheduler.py promises --profiles DIR                      [-o scheduler.json]
+    python tests/benchmarks/bench_scheduler.py steps    --profiles DIR --traces DIR          -o scheduler.json
     python tests/benchmarks/bench_scheduler.py plots    -o scheduler.json
     python tests/benchmarks/bench_scheduler.py all      --profiles DIR --traces DIR -o scheduler.json
 
 ``--profiles`` holds llama-3.2-3b.json, llama-3.1-8b.json, encoders.json and overload_crag.json: rows measured on one GPU.
 ``--traces`` holds azure-llm-2023/AzureLLMInferenceTrace_{code,conv}.csv and ragpulse/0_trace.jsonl. ``-o`` replaces the part of the
-file that was run.
+file that was run; ``steps`` takes the loads from the part ``policies`` in it.
 """
 
 from __future__ import annotations
@@ -27,13 +29,17 @@ from pathlib import Path as File
 from typing import Any
 
 import bench_overload
+import scheduler_choices
 import scheduler_decisions
 from scheduler_graphs import GRAPHS, TOKEN_BUDGET, costs, crag, plan
 
+from patchwork_scheduler.cost import BatchCost, TokenCost
 from patchwork_scheduler.model import SloClass
 from patchwork_scheduler.results import Results
 from patchwork_scheduler.simulate import SETUPS, closed_loop, simulate, unloaded, unloaded_s
 from patchwork_scheduler.workload import at_rate, poisson, trace_times
+
+Costs = Mapping[str, BatchCost | TokenCost]
 
 LOADS = (0.5, 0.75, 1.0, 1.5, 2.0, 3.0)
 TRACES = {
@@ -61,18 +67,27 @@ class Case:
     token_budget: int
     capacity: float
     slo: SloClass
+    overhead_s: tuple[float, float] = (0.0, 0.0)  #: of each step of an LLM, and more of those that prefill
 
     def run(self, policy: str, times: tuple[float, ...]) -> Results:
-        kinds, planned = costs(self.profiles), plan(self.token_budget)
+        kinds, planned = with_overhead(costs(self.profiles), self.overhead_s), plan(self.token_budget)
         return simulate(GRAPHS[self.graph](), planned, kinds, times, self.slo, setup=SETUPS[policy], seed=3)
 
 
-def case(graph: str, profiles: File, token_budget: int) -> tuple[Case, dict[str, Any]]:
-    workload, kinds, planned = GRAPHS[graph](), costs(profiles), plan(token_budget)
+def with_overhead(kinds: Costs, overhead_s: tuple[float, float]) -> Costs:
+    return {
+        name: cost.with_overhead(*overhead_s) if isinstance(cost, TokenCost) else cost for name, cost in kinds.items()
+    }
+
+
+def case(
+    graph: str, profiles: File, token_budget: int, overhead_s: tuple[float, float] = (0.0, 0.0)
+) -> tuple[Case, dict[str, Any]]:
+    workload, kinds, planned = GRAPHS[graph](), with_overhead(costs(profiles), overhead_s), plan(token_budget)
     closed = closed_loop(workload, planned, kinds, in_flight=250, span_s=60.0)
     slo = SloClass("slo", SLO_TIMES * unloaded_s(workload, planned, kinds))
     alone = unloaded(workload, planned, kinds, slo, requests=2000)
-    found = Case(graph, profiles, token_budget, closed.offered / closed.end, slo)
+    found = Case(graph, profiles, token_budget, closed.offered / closed.end, slo, overhead_s)
     return found, {
         "capacity_per_s": found.capacity, "slo_s": slo.deadline_s, "token_budget": token_budget,
         "unloaded": {"mean_s": alone.mean_s, "p98_s": alone.percentile(98), "missed_share": alone.missed_share},
@@ -187,6 +202,40 @@ def targets(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return found
 
 
+# -- choices -----------------------------------------------------------------------------------------------------------
+
+
+def promises(args: argparse.Namespace) -> list[dict[str, Any]]:
+    cases = [case(graph, args.profiles, args.token_budget)[0] for graph in args.graphs]
+    return scheduler_choices.promises(
+        cases, lambda one, kind, policy, load: at_load(one, kind, args.traces, policy, load)
+    )
+
+
+def steps(args: argparse.Namespace) -> dict[str, Any]:
+    """At the loads of the part ``policies`` of the output."""
+
+    def run(one: Case, kind: str, policy: str, load: float) -> dict[str, Any]:
+        return at_load(one, kind, args.traces, policy, load)
+
+    def where(one: Case, kind: str) -> float:
+        return where_fifo_attains(one, kind, args.traces)
+
+    loads = {
+        (one["graph"], one["arrivals"]): one["fifo_70_load"] for one in earlier(args.output, "policies")["targets"]
+    }
+    cases = {graph: case(graph, args.profiles, args.token_budget)[0] for graph in args.graphs}
+    cells = [
+        (cases[graph], kind, load) for (graph, kind), load in loads.items() if graph in cases and kind in args.arrivals
+    ]
+    overhead = scheduler_choices.OVERHEAD_S
+    slowed, facts = case("crag", args.profiles, args.token_budget, overhead)
+    return {
+        "rows": scheduler_choices.steps(cells, run, where),
+        "with_overhead": {"overhead_s": overhead, **facts, "rows": scheduler_choices.steps_with_overhead(slowed, run, where)},
+    }  # fmt: skip
+
+
 # -- speed --------------------------------------------------------------------------------------------------------------
 
 
@@ -212,10 +261,12 @@ def plots(args: argparse.Namespace) -> None:
     scheduler_plots.draw(json.loads(args.output.read_text())["policies"], args.output.parent)
 
 
-PARTS: dict[str, Callable[[argparse.Namespace], dict[str, Any]]] = {
+PARTS: dict[str, Callable[[argparse.Namespace], Any]] = {
     "decisions": lambda args: scheduler_decisions.decisions(),
     "speed": speed,
     "policies": policies,
+    "promises": promises,
+    "steps": steps,
     "overload": lambda args: bench_overload.overload(args.profiles, args.token_budgets),
 }
 
@@ -236,11 +287,11 @@ def main() -> None:
     parser.add_argument("--processes", type=int, default=1)
     args = parser.parse_args()
     args.part = args.part or args.what
-    if args.what in ("speed", "policies", "overload", "all") and args.profiles is None:
+    if args.what in ("speed", "policies", "promises", "steps", "overload", "all") and args.profiles is None:
         parser.error("--profiles is needed: a folder with rows measured on a GPU")
-    if args.what in ("policies", "all") and args.traces is None and set(args.arrivals) & set(TRACES):
+    if args.what in ("policies", "steps", "all") and args.traces is None and set(args.arrivals) & set(TRACES):
         parser.error("--traces is needed for arrivals other than poisson")
-    if args.what in ("plots", "all") and args.output is None:
+    if args.what in ("steps", "plots", "all") and args.output is None:
         parser.error("-o is needed: the file to write and draw")
     for part in PARTS if args.what == "all" else [args.what] if args.what != "plots" else []:
         args.part = part if args.what == "all" else args.part
