@@ -1,5 +1,7 @@
 """What can be chosen: what a promise is worth, and the size of an engine's steps. Parts ``promises`` and ``steps`` of bench_scheduler."""
 
+from __future__ import annotations
+
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
