@@ -8,21 +8,16 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from typing import Any
 
-import orjson
 import pytest
 import pytest_asyncio
 
-from kit.llm_engines import ENGINES, LlmEngine, started
-from kit.models import CHAT
+from kit.llm_engines import CAPITAL, ENGINES, STORY, LlmEngine, frames, idle, left, post, started
 from patchwork_adapters import codec
-from patchwork_adapters.protocol import HttpRequest, decode_response, encode_request
-from patchwork_serving.components.engine import SILENT, ContinuousEngine, EngineCall, Progress, TokenEngine
+from patchwork_adapters.protocol import decode_response
+from patchwork_serving.components.engine import ContinuousEngine, EngineCall, TokenEngine
 from patchwork_serving.errors import EngineDied, EngineRefused
 
 pytestmark = [pytest.mark.models, pytest.mark.asyncio(loop_scope="module")]
-
-CAPITAL = [{"role": "user", "content": "Name the capital city of France."}]
-STORY = [{"role": "user", "content": "Tell a very long story about a ship."}]
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module", params=ENGINES)
@@ -31,22 +26,8 @@ async def engine(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPa
         yield engine
 
 
-def post(
-    stream: bool = False, path: str = "/v1/chat/completions", progress: Progress = SILENT, **body: Any
-) -> EngineCall:
-    document = {"model": CHAT, "temperature": 0, "max_tokens": 32, "stream": stream, **body}
-    if path == "/v1/chat/completions":
-        document.setdefault("messages", CAPITAL)
-    request = HttpRequest("POST", path, {}, orjson.dumps(document))
-    return EngineCall("1", "l", f"POST {path}", encode_request(request), stream=stream, progress=progress)
-
-
 def operation(name: str, stream: bool = False, **body: Any) -> EngineCall:
     return EngineCall(id="1", leaf="l", method=name, payload=codec.encode({"body": body}), stream=stream)
-
-
-async def frames(engine: ContinuousEngine, call: EngineCall) -> list[bytes]:
-    return [frame async for frame in engine.generate(call)]
 
 
 async def answered(engine: ContinuousEngine, call: EngineCall) -> tuple[int, dict[str, Any]]:
@@ -63,12 +44,6 @@ def events(stream: bytes) -> list[dict[str, Any]]:
 
 def content(document: dict[str, Any]) -> str:
     return str(document["choices"][0]["message"]["content"])
-
-
-async def idle(engine: LlmEngine) -> None:
-    async with asyncio.timeout(20):
-        while engine.processing() > 0:
-            await asyncio.sleep(0.05)
 
 
 @dataclass
@@ -211,19 +186,8 @@ async def test_an_operation_that_is_refused_raises(engine: LlmEngine) -> None:
 async def test_leaving_frees_the_sequence(engine: LlmEngine, stream: bool) -> None:
     """800 tokens take either engine ten seconds and more."""
     long = post(stream=stream, messages=STORY, max_tokens=800, ignore_eos=True)
-    if stream:
-        leaving = engine.generate(long)
-        await anext(leaving)
-        await leaving.aclose()  # type: ignore[attr-defined]
-    else:
-        task = asyncio.create_task(frames(engine, long))
-        while engine.processing() == 0:
-            await asyncio.sleep(0.05)
-        task.cancel()
-        await asyncio.wait({task})
-    async with asyncio.timeout(3):
-        while engine.processing() > 0:
-            await asyncio.sleep(0.02)
+    await left(engine, long)
+    await idle(engine, within_s=3)
     _, reply = await answered(engine, post())
     assert "Paris" in content(reply)
 

@@ -16,7 +16,7 @@ import dataclasses
 import logging
 import os
 import secrets
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ import orjson
 from patchwork_adapters import codec
 from patchwork_adapters.protocol import HttpResponse, decode_request, encode_response
 from patchwork_serving.components.engine import EngineCall
+from patchwork_serving.components.llm_routes import routed
 from patchwork_serving.components.openai_chunks import DONE, EventLines, StreamError, Tally, WholeAnswer
 from patchwork_serving.components.prompt_affinity import PromptAffinity
 from patchwork_serving.errors import EngineDied, EngineRefused, ModelCorrupt
@@ -34,14 +35,6 @@ from patchwork_serving.models.registry import Locate
 
 log = logging.getLogger(__name__)
 
-#: Routes that are offered, by method of the protocol way and by operation of the engine way.
-_ROUTES = {
-    "POST /v1/chat/completions": "/v1/chat/completions",
-    "POST /v1/completions": "/v1/completions",
-    "POST /v1/responses": "/v1/responses",
-    "chat": "/v1/chat/completions",
-    "complete": "/v1/completions",
-}
 _JSON = {"content-type": "application/json"}
 _STALE_TRIES = 3  #: llama.cpp closes kept-alive connections when it likes
 _READ_TIMEOUT_S = 3600.0  #: deadlines are the caller's; this only ends a wait for a server that hangs
@@ -154,19 +147,13 @@ class LlamaCppEngine:
         """Sequences that llama.cpp is working on now, by its own count."""
         return sum(_metric(shard.server.handle_metrics(), "llamacpp:requests_processing") for shard in self._shards)
 
-    async def generate(self, call: EngineCall) -> AsyncIterator[bytes]:
+    def generate(self, call: EngineCall) -> AsyncIterator[bytes]:
         """Frames of one reply. Closing the iterator closes the connection, on which llama.cpp drops the sequence."""
-        route = _ROUTES.get(call.method)
-        if route is None:
-            raise EngineRefused(f"{self._name} answers {', '.join(_ROUTES)}, not {call.method!r}")
-        frames = self._protocol(call, route) if call.method.startswith("POST ") else self._operation(call, route)
-        async with contextlib.aclosing(frames):  # type: ignore[type-var]
-            async for frame in frames:
-                yield frame
+        return routed(self._name, call, protocol=self._protocol, operation=self._operation)
 
     # -- the two ways ----------------------------------------------------------------------------------------------
 
-    async def _protocol(self, call: EngineCall, route: str) -> AsyncIterator[bytes]:
+    async def _protocol(self, call: EngineCall, route: str) -> AsyncGenerator[bytes]:
         body = decode_request(call.payload).json()
         if not call.stream:
             status, document = await self._whole(route, body, Tally(call.progress))
@@ -180,7 +167,7 @@ class LlamaCppEngine:
                     tally.event(data)
                 yield chunk
 
-    async def _operation(self, call: EngineCall, route: str) -> AsyncIterator[bytes]:
+    async def _operation(self, call: EngineCall, route: str) -> AsyncGenerator[bytes]:
         body = dict(codec.decode(call.payload)["body"])
         if not call.stream:
             status, document = await self._whole(route, body, Tally(call.progress))

@@ -11,7 +11,7 @@ import asyncio
 import contextlib
 import re
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from typing import Any
 
 import orjson
@@ -20,6 +20,7 @@ from patchwork_adapters import codec
 from patchwork_adapters.protocol import HttpResponse, decode_request, encode_response
 from patchwork_serving.components.asgi_call import AsgiAnswer, asgi_post
 from patchwork_serving.components.engine import EngineCall
+from patchwork_serving.components.llm_routes import routed
 from patchwork_serving.components.openai_chunks import DONE, EventLines
 from patchwork_serving.components.vllm_loading import TOLD, Loaded, Told, load, unload
 from patchwork_serving.errors import EngineDied, EngineError, EngineRefused, ModelCorrupt, SetupError
@@ -30,13 +31,6 @@ STEP_TOKENS = 8192  #: assumed until the engine has started and tells its own ``
 #: vLLM's own share of a GPU for an engine that has it alone.
 WHOLE_GPU = 0.92
 
-_ROUTES = {
-    "POST /v1/chat/completions": "/v1/chat/completions",
-    "POST /v1/completions": "/v1/completions",
-    "POST /v1/responses": "/v1/responses",
-    "chat": "/v1/chat/completions",
-    "complete": "/v1/completions",
-}
 _OK, _SERVER_FAULT = 200, 500
 #: vLLM quotes the value that it refuses; a message is not to hold what was asked.
 _QUOTED = re.compile(r", 'input': .*(?=\}$)|, value=.*(?=\)$)", re.MULTILINE)
@@ -123,19 +117,13 @@ class VllmEngine:
         """Sequences inside vLLM now, by its own count."""
         return 0 if self._loaded is None else int(self._loaded.llm.get_num_unfinished_requests())
 
-    async def generate(self, call: EngineCall) -> AsyncIterator[bytes]:
+    def generate(self, call: EngineCall) -> AsyncIterator[bytes]:
         """Frames of one reply. Closing the iterator aborts the request in vLLM."""
-        route = _ROUTES.get(call.method)
-        if route is None:
-            raise EngineRefused(f"{self._name} answers {', '.join(_ROUTES)}, not {call.method!r}")
-        frames = self._protocol(call, route) if call.method.startswith("POST ") else self._operation(call, route)
-        async with contextlib.aclosing(frames):  # type: ignore[type-var]
-            async for frame in frames:
-                yield frame
+        return routed(self._name, call, protocol=self._protocol, operation=self._operation)
 
     # -- the two ways ----------------------------------------------------------------------------------------------
 
-    async def _protocol(self, call: EngineCall, route: str) -> AsyncIterator[bytes]:
+    async def _protocol(self, call: EngineCall, route: str) -> AsyncGenerator[bytes]:
         async with self._asked(call, route, decode_request(call.payload).json()) as (answer, told):
             headers = {"content-type": answer.headers.get("content-type", "application/json")}
             if answer.status != _OK or not call.stream:
@@ -151,7 +139,7 @@ class VllmEngine:
                 self._alive(told)
                 yield piece
 
-    async def _operation(self, call: EngineCall, route: str) -> AsyncIterator[bytes]:
+    async def _operation(self, call: EngineCall, route: str) -> AsyncGenerator[bytes]:
         body = {**codec.decode(call.payload)["body"], "stream": call.stream}
         async with self._asked(call, route, body) as (answer, told):
             if answer.status != _OK:

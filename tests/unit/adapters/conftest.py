@@ -7,9 +7,28 @@ from collections.abc import Iterator
 import pytest
 
 from patchwork_adapters import codec
+from patchwork_adapters.bridge import Bridge
+from patchwork_adapters.openai_cut import OpenAICut
+
+from .fakes import FakeCluster, route
 
 
 @pytest.fixture(autouse=True)
 def strict_codec() -> Iterator[None]:
     with codec.strict():
         yield
+
+
+@pytest.fixture
+def cluster() -> FakeCluster:
+    return FakeCluster()
+
+
+@pytest.fixture
+def cut(cluster: FakeCluster) -> Iterator[OpenAICut]:
+    """Installed: clients made in the test talk to ``cluster``, which has the models that ``route`` names."""
+    with Bridge(cluster) as bridge:
+        cut = OpenAICut(bridge, route)
+        cut.install()
+        yield cut
+        cut.undo()

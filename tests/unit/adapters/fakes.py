@@ -25,6 +25,11 @@ def vector(text: str) -> NDArray[np.float32]:
     return np.random.default_rng(seed).standard_normal(DIM).astype(np.float32)
 
 
+def route(base_url: str, path: str, model: str | None) -> str | None:
+    """Where the cut sends a request: two models are components, all others stay where they are."""
+    return {"small": "llm-small", "embed": "embedder-embed"}.get(model or "")
+
+
 def answer(body: dict[str, Any]) -> str:
     return f"echo of {len(body['messages'])}: {body['messages'][-1]['content']}"
 

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from typing import Any
 
 import httpx
 import pytest
 
 from patchwork_adapters import ollama
-from patchwork_adapters.bridge import Bridge
 from patchwork_adapters.leaves.spec import spec_for
 from patchwork_adapters.openai_cut import OpenAICut
 from patchwork_adapters.protocol import decode_request
@@ -21,25 +19,6 @@ from .fakes import FakeCluster, vector
 
 URL = "http://127.0.0.1:9"
 WEATHER = {"function": {"name": "weather", "arguments": {"city": "Paris"}}}
-
-
-def route(base_url: str, path: str, model: str | None) -> str | None:
-    assert path in ("/v1/chat/completions", "/v1/completions", "/v1/embeddings")
-    return {"small": "llm-small", "embed": "embedder-embed"}.get(model or "")
-
-
-@pytest.fixture
-def cluster() -> FakeCluster:
-    return FakeCluster()
-
-
-@pytest.fixture
-def cut(cluster: FakeCluster) -> Iterator[OpenAICut]:
-    with Bridge(cluster) as bridge:
-        cut = OpenAICut(bridge, route)
-        cut.install()
-        yield cut
-        cut.undo()
 
 
 def asked(cluster: FakeCluster) -> dict[str, Any]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
 
 import httpx
 import openai
@@ -16,28 +15,10 @@ from patchwork_adapters.errors import ComponentFailed, ComponentUnavailable, Dea
 from patchwork_adapters.openai_cut import OpenAICut
 from patchwork_adapters.protocol import decode_request
 
-from .fakes import FakeCluster, vector
+from .fakes import FakeCluster, route, vector
 
 URL = "http://127.0.0.1:9/v1"
 KEY = "sk-very-secret"
-
-
-def route(base_url: str, path: str, model: str | None) -> str | None:
-    return {"small": "llm-small", "embed": "embedder-embed"}.get(model or "")
-
-
-@pytest.fixture
-def cluster() -> FakeCluster:
-    return FakeCluster()
-
-
-@pytest.fixture
-def cut(cluster: FakeCluster) -> Iterator[OpenAICut]:
-    with Bridge(cluster) as bridge:
-        cut = OpenAICut(bridge, route)
-        cut.install()
-        yield cut
-        cut.undo()
 
 
 def chat(**options: object) -> ChatOpenAI:
