@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from patchwork_scheduler.autoscale_capacity import Capacity, Wanted
 from patchwork_scheduler.autoscale_drift import Drift
 from patchwork_scheduler.autoscale_grow import grown
+from patchwork_scheduler.autoscale_keep import BETWEEN_S, Kept
 from patchwork_scheduler.autoscale_model import Bounds, Change, Decision, Observation, Scaling
 from patchwork_scheduler.autoscale_outlook import Outlook, why_fewer
 from patchwork_scheduler.autoscale_rates import SHORT_S, SURE_AT_ONCE, Rates
@@ -25,28 +26,11 @@ COLD_START_S = 5.0
 VISITS_S = 60.0  #: visit ratios are of about so long
 PRIOR_REQUESTS = 20.0  #: the profile's visit ratios count as so many requests
 TIGHT = 0.5  #: share of the time that requests have to spare, spent waiting
-BETWEEN_S = 15.0  #: between two removals: a peak leaves its window bit by bit
 SURE_WHEN_TIGHT = (
     2.0  #: standard errors by which a single interval must stand out while calls wait: the queue is evidence as well
 )
 FEW_LATE = 3  #: fewer late requests than this say nothing, whatever their share
 COVERED = 0.9  #: share of a period that must have been observed before it counts as known
-
-
-@dataclass(slots=True)
-class _Known:
-    """What is remembered of a component."""
-
-    calls: Rates
-    cold_start_s: float
-    grew_at: float | None = None
-    changed_at: float | None = None
-    asked: tuple[float, int] | None = None  #: when, and for how many replicas that are not ready yet
-
-    def learn_cold_start(self, ready: int, now: float) -> None:
-        if self.asked is not None and ready >= self.asked[1]:
-            self.cold_start_s += 0.5 * (now - self.asked[0] - self.cold_start_s)
-            self.asked = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,9 +74,10 @@ class Autoscaler:
         self._capacity = Capacity(self._profile, resources, self._bounds, batches or {})
         self._drift = Drift(self._profile, self._scaling, assumed)
         starts = {c.id: c.measured[0].cold_start_s or COLD_START_S for c in planned}
-        memory_s = max([VISITS_S, self._scaling.idle_s, *(self._settle_s(s) for s in starts.values())])
+        self._kept = {name: Kept(self._scaling, start) for name, start in starts.items()}
+        memory_s = max([VISITS_S, self._scaling.idle_s, *(kept.at_most_s for kept in self._kept.values())])
         self._requests, self._late = Rates(memory_s), Rates(memory_s)
-        self._known = {name: _Known(Rates(memory_s), start) for name, start in starts.items()}
+        self._calls = {name: Rates(memory_s) for name in starts}
         self._limit = ""
         self._stuck: _Stuck | None = None
 
@@ -101,7 +86,7 @@ class Autoscaler:
         warnings = [*self._drift.observe(seen)]
         self._learn(seen, now)
         capacity = replace(self._capacity, profile=self._profile.observed(slower=self._drift.slower()))
-        mine = {name: targets[name] for name in self._known if name in targets}
+        mine = {name: targets[name] for name in self._kept if name in targets}
         outlook = self._outlook(seen, mine, capacity, now)
         changes, limit = self._more(seen, mine, outlook, capacity, now)
         touched = {change.component for change in changes}
@@ -110,7 +95,7 @@ class Autoscaler:
             warnings.append(limit)
         self._limit = limit
         for change in changes:
-            self._remember(change, now)
+            self._kept[change.component].changed(change, now)
         return Decision(
             at=now,
             targets={**targets, **{change.component: change.after for change in changes}},
@@ -127,15 +112,9 @@ class Autoscaler:
     def _learn(self, seen: Observation, now: float) -> None:
         self._requests.add(seen.requests, seen.seconds, now)
         self._late.add(seen.late, seen.seconds, now)
-        for name, known in self._known.items():
-            known.calls.add(seen.of(name).calls, seen.seconds, now)
-            known.learn_cold_start(seen.of(name).ready, now)
-
-    def _remember(self, change: Change, now: float) -> None:
-        known = self._known[change.component]
-        known.changed_at, known.asked = now, None
-        if change.after > change.before:
-            known.grew_at, known.asked = now, (now, change.after)
+        for name, calls in self._calls.items():
+            calls.add(seen.of(name).calls, seen.seconds, now)
+            self._kept[name].learn_cold_start(seen.of(name).ready, now)
 
     # -- expecting -------------------------------------------------------------------------------------------------
 
@@ -147,7 +126,7 @@ class Autoscaler:
             name: max(0.0, seen.of(name).queued - capacity.batch(name) * max(1, seen.of(name).ready))
             for name in targets
         }
-        starts = {name: self._known[name].cold_start_s for name in targets}
+        starts = {name: self._kept[name].cold_start_s for name in targets}
         demand = {
             name: visits[name] * trend.after(starts[name] + seen.seconds) + backlog[name] / self._scaling.drain_s
             for name in targets
@@ -161,7 +140,7 @@ class Autoscaler:
 
     def _visits(self, name: str, now: float) -> float:
         requests = self._requests.total(VISITS_S, now)
-        calls = self._known[name].calls.total(VISITS_S, now)
+        calls = self._calls[name].total(VISITS_S, now)
         return (calls + PRIOR_REQUESTS * self._profile.component(name).visits) / (requests + PRIOR_REQUESTS)
 
     def _late_share(self, now: float) -> float:
@@ -185,16 +164,17 @@ class Autoscaler:
         self, seen: Observation, targets: Mapping[str, int], outlook: Outlook, capacity: Capacity, now: float
     ) -> tuple[list[Change], str]:
         """Additions, with the removals that make room for them; and what stands in the way of more."""
-        short = [name for name, count in targets.items() if self._is_short(name, count, seen, outlook)]
+        short = [name for name, count in targets.items() if self._is_short(name, count, seen, outlook, now)]
         if not short:
             return [], ""
         if self._stuck is not None and self._stuck.still_holds(targets, outlook.demand, now):
             return [], self._limit
-        wanted = self._wanted(targets, outlook, capacity)
+        room = min(self._room(name, outlook, now) for name in short)
+        wanted = self._wanted(targets, outlook, capacity, self._scaling.plan_for * room)
         up = {name: max(wanted.replicas.get(name, 0), self._bounds[name].least, 1) for name in short}
         up = {name: count for name, count in up.items() if count > targets[name]}
         pressure = {name: outlook.demand[name] / capacity.of(name) for name in targets}
-        spare = [name for name in targets if name not in up and self._is_settled(name, now)]
+        spare = [name for name in targets if name not in up and self._kept[name].is_settled(now)]
         after, limit = grown(targets, up, wanted, may_give=spare, pressure=pressure, capacity=capacity)
         limit = limit or _limit(wanted, outlook)
         self._stuck = _Stuck(now, after, outlook.demand) if limit else None
@@ -206,17 +186,19 @@ class Autoscaler:
                 changes.append(Change(name, targets[name], count, f"its place is needed for {', '.join(sorted(up))}"))
         return changes, limit
 
-    def _is_short(self, name: str, count: int, seen: Observation, outlook: Outlook) -> bool:
+    def _is_short(self, name: str, count: int, seen: Observation, outlook: Outlook, now: float) -> bool:
         if count < self._bounds[name].least:
             return True
         if count == 0:
             return seen.of(name).calls > 0 or seen.of(name).queued > 0
-        return outlook.utilisation.get(name, 0.0) > self._scaling.up_at * self._room(outlook)
+        return outlook.utilisation.get(name, 0.0) > self._scaling.up_at * self._room(name, outlook, now)
 
-    def _room(self, outlook: Outlook) -> float:
-        return self._scaling.late_room if outlook.pressed else 1.0
+    def _room(self, name: str, outlook: Outlook, now: float) -> float:
+        """Pressed requests ask for more room, but not while what was added starts and works off what waited: they are late by then."""
+        had_time = not self._kept[name].grew_within(self._kept[name].cold_start_s + self._scaling.drain_s, now)
+        return self._scaling.late_room if outlook.pressed and had_time else 1.0
 
-    def _wanted(self, targets: Mapping[str, int], outlook: Outlook, capacity: Capacity) -> Wanted:
+    def _wanted(self, targets: Mapping[str, int], outlook: Outlook, capacity: Capacity, utilisation: float) -> Wanted:
         """The planner's answer; components whose service times are not known keep what they have, sleeping ones sleep."""
         known = {name for name in targets if self._drift.known(name)}
         fixed = {name: Bounds(count, count) for name, count in targets.items() if name not in known}
@@ -225,7 +207,7 @@ class Autoscaler:
             for name, count in targets.items()
         }
         asked = replace(capacity, bounds={**self._bounds, **fixed})
-        return asked.wanted(demand, self._scaling.plan_for * self._room(outlook))
+        return asked.wanted(demand, utilisation)
 
     # -- fewer -----------------------------------------------------------------------------------------------------
 
@@ -238,13 +220,13 @@ class Autoscaler:
             most = self._bounds[name].most
             if most is not None and count > most:
                 changes.append(Change(name, count, most, f"no more than {most} are allowed"))
-            elif count > self._bounds[name].least and self._is_settled(name, now):
+            elif count > self._bounds[name].least and self._kept[name].is_settled(now):
                 change = self._asleep(name, count, seen, now) or self._consolidated(name, count, outlook, capacity, now)
                 changes += [change] if change else []
         return changes
 
     def _asleep(self, name: str, count: int, seen: Observation, now: float) -> Change | None:
-        calls, idle_s = self._known[name].calls, self._scaling.idle_s
+        calls, idle_s = self._calls[name], self._scaling.idle_s
         if self._bounds[name].least or calls.covered_s() < COVERED * idle_s or calls.total(idle_s, now):
             return None
         if seen.of(name).queued or seen.of(name).running:
@@ -252,25 +234,16 @@ class Autoscaler:
         return Change(name, count, 0, f"no call in the last {idle_s:.0f} s")
 
     def _consolidated(self, name: str, count: int, outlook: Outlook, capacity: Capacity, now: float) -> Change | None:
-        settle_s = self._settle_s(self._known[name].cold_start_s)
+        keep_s = self._kept[name].for_s
         if outlook.pressed or outlook.backlog[name] or not self._drift.known(name):
             return None
-        if self._requests.covered_s() < COVERED * settle_s:
+        if self._requests.covered_s() < COVERED * keep_s:
             return None
-        peak = max(self._requests.peak(settle_s, now) * outlook.visits[name], outlook.demand[name])
+        peak = max(self._requests.peak(keep_s, now) * outlook.visits[name], outlook.demand[name])
         left = max(capacity.least_for(name, peak, self._scaling.down_to), self._bounds[name].least)
         if left >= count:
             return None
-        return Change(name, count, left, why_fewer(peak, settle_s, left, peak / (capacity.of(name) * left)))
-
-    def _is_settled(self, name: str, now: float) -> bool:
-        known = self._known[name]
-        if known.grew_at is not None and now - known.grew_at < self._settle_s(known.cold_start_s):
-            return False
-        return known.changed_at is None or now - known.changed_at >= BETWEEN_S
-
-    def _settle_s(self, cold_start_s: float) -> float:
-        return max(self._scaling.settle_s, self._scaling.settle_cold_starts * cold_start_s)
+        return Change(name, count, left, why_fewer(peak, keep_s, left, peak / (capacity.of(name) * left)))
 
 
 def _limit(wanted: Wanted, outlook: Outlook) -> str:

@@ -50,9 +50,11 @@ class Scaling:
     up_at: float = (
         0.85  #: replicas are added when the forecast exceeds it; above ``plan_for``, so that noise moves nothing
     )
-    down_to: float = 0.73  #: replicas are taken away when the rest would stay below it at the recent peak
-    settle_s: float = 60.0  #: how far back the recent peak reaches, and how long a component keeps what it was given
-    settle_cold_starts: float = 3.0  #: the same in cold starts of the component, where that is longer
+    #: replicas are taken away when the rest would stay below it at the recent peak, which is above the mean that plans are made for
+    down_to: float = 0.78
+    settle_s: float = 20.0  #: how far back the recent peak reaches, and how long a component keeps what it was given
+    #: the same in cold starts of the component, where that is longer: what is dear to start again is kept longer
+    settle_cold_starts: float = 2.0
     drain_s: float = 10.0  #: calls that wait beyond a batch per replica are to be gone after this long
     idle_s: float = 120.0  #: a component that may have no replica loses its last one after so long without a call
     late_share: float = 0.05  #: of recent requests; above it, plans leave more room

@@ -70,7 +70,7 @@ def autoscaler_of(release: Release, config: Config, nodes: Iterable[Mapping[str,
     scaling = Scaling(
         plan_for=settings.utilisation,
         up_at=min(1.0, settings.utilisation + 0.1),
-        down_to=max(0.05, settings.utilisation - 0.02),
+        down_to=settings.utilisation + 0.03,
         settle_s=settings.settle_s,
         idle_s=settings.idle_s,
     )

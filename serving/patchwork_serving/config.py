@@ -205,7 +205,9 @@ class AutoscaleConfig(_Strict):
     utilisation: float = Field(
         0.75, ge=0.2, le=0.95, description="share of the capacity to use; the rest absorbs bursts"
     )
-    settle_s: Seconds = Field(60.0, description="a component keeps what it was given for so long at least")
+    settle_s: Seconds = Field(
+        20.0, description="a component keeps what it was given for so long at least, or for three of its cold starts"
+    )
     idle_s: Seconds = Field(120.0, description="without a call for so long, a component that may have none has none")
     every_s: Seconds = Field(2.0, description="how often to decide")
     ray: dict[str, Any] = Field(

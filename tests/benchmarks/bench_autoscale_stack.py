@@ -1,14 +1,15 @@
-"""A load step of three times, and a day in two minutes, through the real stack: our autoscaler and Ray Serve's own on the same arrivals.
+"""A load step of three times, and a day in a few minutes, through the real stack: our autoscaler and Ray Serve's own on the same arrivals.
 
-    python tests/benchmarks/bench_autoscale_stack.py [step-default step-quick day-quick] -o docs/benchmarks/autoscale-stack.json
+    python tests/benchmarks/bench_autoscale_stack.py [step-default day-default step-quick day-quick] -o docs/benchmarks/autoscale-stack.json
 
 Everything is real (gateway, orchestrator, Ray Serve, replicas that start as processes) but the time inside the LLM, which an emulated
 engine waits: 0.2 s a call, one at a time. Admission is off, so that what is late is counted as late. Every request is another question,
 because equal calls are made once. Latencies count from the intended time. Replica-seconds are those of LLM replicas that report,
 looked up once a second.
 
-``step-default``: both with their own defaults. ``step-quick`` and ``day-quick``: both with delays for loads that change within a minute.
-The results name all settings. A run takes about four minutes (two deployments), the three of them 13.
+``step-default`` and ``day-default``: both with their own defaults. ``step-quick`` and ``day-quick``: both with delays for loads that
+change within a minute. A step is watched for as long after it as it lasts, because replicas that stay are paid for, too. The results name
+all settings. A run takes five to seven minutes (two deployments).
 """
 
 from __future__ import annotations
@@ -70,15 +71,16 @@ def step(now: float) -> float:
     return LOW * (3.0 if 15 <= now < 70 else 1.0)
 
 
-def day(now: float) -> float:
+def day(seconds: float) -> Callable[[float], float]:
     """From the low rate to three times as much and back."""
-    return LOW * (2.0 - math.cos(2 * math.pi * now / 120))
+    return lambda now: LOW * (2.0 - math.cos(2 * math.pi * now / seconds))
 
 
 RUNS = {
-    "step-default": Run(step, 100.0, {}, {}),
-    "step-quick": Run(step, 100.0, QUICK, RAY_QUICK),
-    "day-quick": Run(day, 120.0, QUICK, RAY_QUICK),
+    "step-default": Run(step, 130.0, {}, {}),
+    "day-default": Run(day(160.0), 160.0, {}, {}),
+    "step-quick": Run(step, 130.0, QUICK, RAY_QUICK),
+    "day-quick": Run(day(120.0), 120.0, QUICK, RAY_QUICK),
 }
 
 
