@@ -173,6 +173,15 @@ class SchedulerConfig(_Strict):
     share_llm_calls: bool = Field(
         False, description="answer equal LLM calls with temperature 0 that are in flight by one of them"
     )
+    calls_per_request: int | None = Field(
+        None,
+        ge=1,
+        description="calls of one request under way at once, streams not counted; default: as many as its chain makes",
+    )
+    prefix_routing: bool = Field(
+        True,
+        description="prefer the replica of an LLM that has seen a prompt's beginning, by what that was measured to save",
+    )
 
 
 class StoreConfig(_Strict):

@@ -40,6 +40,7 @@ from patchwork_serving.errors import DeployError
 from patchwork_serving.exporting import export_stores
 from patchwork_serving.import_routing import ImportRouter
 from patchwork_serving.joining import assignments_in
+from patchwork_serving.per_request import CallsPerRequest
 from patchwork_serving.progress import SilentProgress
 from patchwork_serving.release import Collection, Release
 from patchwork_serving.scheduling import Scheduling
@@ -245,6 +246,7 @@ def _connected(
     transport = RayTransport(
         serve_handles(release.name), telemetry, scheduling=Scheduling(replicas_of=serve_replicas(release.name)),
         sharing=Sharing({spec.id: spec for spec in release.components}, llm=wanted.config.scheduler.share_llm_calls),
+        per_request=CallsPerRequest(wanted.config.scheduler.calls_per_request),
     )  # fmt: skip
     bridge = Bridge(transport)
     hosted = {path: a for path, a in wanted.assigned.placed.assignments.items() if a.way == "external"}

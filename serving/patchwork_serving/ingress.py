@@ -17,6 +17,7 @@ from patchwork_serving.forwarding import NOT_HERE, Forwarding, serve_here
 from patchwork_serving.gateway import Account, GatewayMetrics, GatewaySettings, build_gateway
 from patchwork_serving.metered import MeteredCalls
 from patchwork_serving.orchestrator import Orchestrator
+from patchwork_serving.per_request import CallsPerRequest
 from patchwork_serving.release import Release
 from patchwork_serving.scheduling import Scheduling
 from patchwork_serving.sharing import Sharing
@@ -56,6 +57,7 @@ class Ingress:
         transport = RayTransport(
             handles.__getitem__, observer, scheduling=self._door,
             sharing=Sharing(components, llm=bundle.config.scheduler.share_llm_calls),
+            per_request=CallsPerRequest(bundle.config.scheduler.calls_per_request),
         )  # fmt: skip
         self._orchestrator = Orchestrator(bundle, transport, observer)
         await asyncio.to_thread(self._orchestrator.start)  # an import of seconds must not fail Serve's health check
@@ -75,7 +77,7 @@ class Ingress:
             replicas_of=serve_replicas(release.name),
             slots={spec.id: spec.slots for spec in release.components if spec.slots is not None},
             batches={spec.id: spec.max_batch for spec in release.components},
-            llms=[spec.id for spec in release.components if spec.kind == "llm"],
+            llms=[spec.id for spec in release.components if spec.kind == "llm" and config.scheduler.prefix_routing],
         )
 
     def __serve_build_asgi_app__(self) -> Any:

@@ -16,6 +16,7 @@ from patchwork_adapters.errors import ComponentFailed, ComponentUnavailable, Dea
 from patchwork_adapters.transport import LeafCall
 from patchwork_serving import replicas_seen
 from patchwork_serving.deadlines import until_deadline
+from patchwork_serving.per_request import CallsPerRequest
 from patchwork_serving.pulses import Pulses
 from patchwork_serving.scheduling import Asking, Scheduling, Sending, Step
 from patchwork_serving.sharing import Sharing
@@ -114,18 +115,28 @@ class RayTransport:
         *,
         scheduling: Scheduling | None = None,
         sharing: Sharing | None = None,
+        per_request: CallsPerRequest | None = None,
     ) -> None:
         self._handle_of = handle_of
         self._observer = observer or NoObserver()
         self._clock = clock
         self._scheduling = scheduling or Scheduling()
         self._sharing = sharing or Sharing()
+        self._per_request = (
+            CallsPerRequest() if per_request is None else per_request
+        )  # without calls it is empty: false
         self._flights: SingleFlight[ReplyFrame] = SingleFlight()
         self._bound: dict[tuple[str, str, str], Any] = {}
         self._pulses = Pulses(self._scheduling, self._pulse, clock)
 
     async def call(self, call: LeafCall) -> bytes:
         """The reply's payload; raises ComponentUnavailable, ComponentFailed or DeadlinePassed."""
+        run_id = call.request.run_id if call.request else ""
+        # streams take no place: who reads one may make another call before it has ended
+        async with self._per_request.place(run_id):
+            return await self._call(call)
+
+    async def _call(self, call: LeafCall) -> bytes:
         with self._observer.observe(call) as seen, self._step(call) as step:
             reply = await self._reply(call, step, seen)
             if reply.report is not None:

@@ -17,6 +17,7 @@ from patchwork_adapters.context import RequestContext
 from patchwork_adapters.errors import ComponentFailed, ComponentUnavailable, DeadlinePassed
 from patchwork_adapters.transport import LeafCall
 from patchwork_serving import transport as transport_module
+from patchwork_serving.per_request import CallsPerRequest
 from patchwork_serving.release import ComponentSpec
 from patchwork_serving.scheduling import Scheduling
 from patchwork_serving.scheduling.core import MAX_SITES
@@ -163,6 +164,51 @@ async def test_a_replica_is_told_the_call_site_that_the_call_counts_for() -> Non
     for n in range(MAX_SITES + 1):
         await transport.call(dataclasses.replace(call(), site=f"site{n}"))
     assert (handle.frames[0].site, handle.frames[-1].site) == ("site0", "llm")
+
+
+def of(run_id: str, *, stream: bool = False) -> LeafCall:
+    return dataclasses.replace(call(stream=stream), request=RequestContext("r", run_id))
+
+
+async def test_calls_of_one_request_wait_for_its_places_and_those_of_others_do_not() -> None:
+    gates = {name: asyncio.Event() for name in ("one", "two")}
+    made: list[str] = []
+
+    async def answers(frame: CallFrame) -> bytes:
+        made.append(frame.payload.decode())
+        await gates[frame.payload.decode()[:3]].wait()
+        return ReplyFrame((b"answer",)).to_bytes()
+
+    places = CallsPerRequest(2)
+    transport = RayTransport(lambda _: Handle(answers), per_request=places)
+
+    def begin(run_id: str, number: int) -> asyncio.Task[bytes]:
+        made_by = dataclasses.replace(of(run_id), payload=f"{run_id} {number}".encode())
+        return asyncio.create_task(transport.call(made_by))
+
+    tasks = [begin("one", n) for n in range(4)] + [begin("two", 0)]
+    for _ in range(5):
+        await asyncio.sleep(0)
+    assert made == ["one 0", "one 1", "two 0"]
+    tasks[2].cancel()  # it waits: its place goes to the next one
+    gates["one"].set()
+    await asyncio.gather(tasks[0], tasks[1], tasks[3])
+    assert made == ["one 0", "one 1", "two 0", "one 3"]
+    gates["two"].set()
+    await tasks[4]
+    assert len(places) == 0
+
+
+async def test_a_stream_that_is_being_read_takes_no_place() -> None:
+    async def pieces(frame: CallFrame) -> AsyncIterator[bytes]:
+        yield ReplyFrame((b"piece",), last=False).to_bytes()
+        yield ReplyFrame((b"end",)).to_bytes()
+
+    streams = Handle(pieces)
+    transport = RayTransport({"llm": streams, "other": Handle(ok())}.__getitem__, per_request=CallsPerRequest(1))
+    async with contextlib.aclosing(transport.stream(of("one", stream=True))) as frames:  # type: ignore[type-var]
+        assert await anext(frames) == b"piece"
+        assert await transport.call(dataclasses.replace(of("one"), component="other")) == b"answer"
 
 
 async def test_the_router_forgets_calls_however_they_end() -> None:
