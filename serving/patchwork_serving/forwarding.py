@@ -15,9 +15,10 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from patchwork_serving.asgi import Client, until_left
 from patchwork_serving.conversations import Place, keys_of, owner_of
 from patchwork_serving.gateway.app import CALL_PATHS
-from patchwork_serving.gateway.faults import GatewayError, InvalidRequest, fault_of
+from patchwork_serving.gateway.faults import GatewayError, InvalidRequest, NotReady, fault_of
 from patchwork_serving.gateway.responses import fault_response
 
 log = logging.getLogger(__name__)
@@ -35,11 +36,8 @@ Places = Callable[[], Awaitable[Sequence[Place]]]
 SendTo = Callable[[str, Scope, bytes], AsyncGenerator[Message, None]]
 
 
-class ConversationUnavailable(GatewayError):
-    status = 503
+class ConversationUnavailable(NotReady):
     title = "the replica that keeps this conversation cannot be reached"
-    retryable = True
-    retry_after_s = 1.0
 
 
 class Forwarding:
@@ -112,7 +110,7 @@ class Forwarding:
         """Whether the owner served it; False when there is nobody of that name. A client that leaves ends the work there."""
         messages = self._send_to(owner, {key: scope[key] for key in _SENT if key in scope}, body)
         pumping = asyncio.ensure_future(_pump(messages, send))
-        leaving = asyncio.ensure_future(_left(receive))
+        leaving = asyncio.ensure_future(until_left(receive))
         try:
             await asyncio.wait({pumping, leaving}, return_when=asyncio.FIRST_COMPLETED)
             return pumping.result() if pumping.done() else True
@@ -125,18 +123,11 @@ class Forwarding:
 async def serve_here(app: ASGIApp, scope: Scope, body: bytes) -> AsyncGenerator[Message, None]:
     """The messages with which ``app`` answers; closing this is the client's leaving."""
     answers: asyncio.Queue[Message | None] = asyncio.Queue()
-    left = asyncio.Event()
-    bodies = [body]
-
-    async def receive() -> Message:
-        if bodies:
-            return {"type": "http.request", "body": bodies.pop(), "more_body": False}
-        await left.wait()
-        return {"type": "http.disconnect"}
+    client = Client(body)
 
     async def work() -> None:
         try:
-            await app(scope, receive, answers.put)
+            await app(scope, client.receive, answers.put)
         finally:
             answers.put_nowait(None)
 
@@ -147,7 +138,7 @@ async def serve_here(app: ASGIApp, scope: Scope, body: bytes) -> AsyncGenerator[
             yield message
         working.result()
     finally:
-        left.set()
+        client.leave()
         await asyncio.wait({working}, timeout=1.0)  # it ends by itself, as for a client that leaves; else it is ended
         working.cancel()
         with contextlib.suppress(asyncio.CancelledError, Exception):
@@ -171,11 +162,6 @@ async def _pump(messages: AsyncGenerator[Message, None], send: Send) -> bool:
         log.warning("an ingress replica did not answer: %s", type(error).__name__)
         raise ConversationUnavailable("the replica that keeps this conversation did not answer; try again") from error
     return True
-
-
-async def _left(receive: Receive) -> None:
-    while (await receive())["type"] != "http.disconnect":
-        pass
 
 
 async def _read(receive: Receive, most: int, timeout_s: float) -> tuple[list[Message], bytes | None]:

@@ -13,7 +13,8 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Mutable
 from dataclasses import dataclass, field
 from typing import Any
 
-Message = MutableMapping[str, Any]
+from patchwork_serving.asgi import Client, Message
+
 AsgiApp = Callable[
     [MutableMapping[str, Any], Callable[[], Awaitable[Message]], Callable[[Message], Awaitable[None]]], Awaitable[None]
 ]
@@ -69,8 +70,8 @@ class _Exchange:
     """What goes to and fro between an application and its one client."""
 
     def __init__(self, body: bytes) -> None:
-        self._request: bytes | None = body
-        self._left = asyncio.Event()
+        self._client = Client(body)
+        self.receive = self._client.receive
         self._head: Message | None = None
         self._pieces: deque[bytes] = deque()
         self._whole = False  # all of the answer has been sent, or nothing more will be
@@ -79,22 +80,15 @@ class _Exchange:
 
     # -- the application's side
 
-    async def receive(self) -> Message:
-        if self._request is not None:
-            body, self._request = self._request, None
-            return {"type": "http.request", "body": body, "more_body": False}
-        await self._left.wait()
-        return {"type": "http.disconnect"}
-
     async def send(self, message: Message) -> None:
         """OSError once nobody reads any more, as servers raise it."""
         if message["type"] == "http.response.start":
             self._head = message
         else:
-            while len(self._pieces) >= PIECES and not self._left.is_set():
+            while len(self._pieces) >= PIECES and not self._client.has_left:
                 self._room.clear()
                 await self._room.wait()
-            if self._left.is_set():
+            if self._client.has_left:
                 raise OSError("the client has left")
             if piece := message.get("body", b""):
                 self._pieces.append(bytes(piece))
@@ -130,7 +124,7 @@ class _Exchange:
 
     async def leave(self, task: asyncio.Task[None]) -> None:
         """The application has ended afterwards, whatever it was doing."""
-        self._left.set()
+        self._client.leave()
         self._room.set()
         if not task.done():
             await asyncio.wait({task}, timeout=LEAVE_S)

@@ -16,6 +16,7 @@ from starlette.responses import Response
 from patchwork_adapters.context import REQUEST, RequestContext
 from patchwork_adapters.errors import RequestCancelled, RequestStopped
 from patchwork_scheduler.admission import Admit, Decision, Hold, Refuse
+from patchwork_serving.asgi import until_left
 from patchwork_serving.gateway.bodies import RunConfig, read_json
 from patchwork_serving.gateway.core import Gateway
 from patchwork_serving.gateway.deadlines import Budget, budget
@@ -257,8 +258,7 @@ class Exchange:
 
     async def _stop_when_gone(self, run: Run) -> None:
         """The body has been read, so that the next message can only be the disconnect."""
-        while (await self._request.receive())["type"] != "http.disconnect":
-            pass
+        await until_left(self._request.receive)
         run.stop(RequestCancelled("the client has gone"))
 
     def _end(self, outcome: Outcome | None, error: str | None) -> None:

@@ -16,6 +16,7 @@ from fastapi.responses import JSONResponse, StreamingResponse
 from starlette.exceptions import HTTPException
 
 from patchwork_adapters.protocol import HttpRequest, HttpResponse, decode_response, encode_request, work_items
+from patchwork_serving.asgi import until_left
 from patchwork_serving.components.host import ComponentHost
 from patchwork_serving.components.llamacpp_engine import available_cores
 from patchwork_serving.config import Config, Paths
@@ -136,7 +137,7 @@ class ModelServer:
 async def _whole(host: ComponentHost, frame: CallFrame, request: Request) -> Response:
     """The reply; a client that closes its connection takes its call out of the engine."""
     work = asyncio.create_task(host.call(frame))
-    watch = asyncio.create_task(_disconnected(request))
+    watch = asyncio.create_task(until_left(request.receive))
     try:
         await asyncio.wait({work, watch}, return_when=asyncio.FIRST_COMPLETED)
     finally:
@@ -183,11 +184,6 @@ async def _payloads(host: ComponentHost, frame: CallFrame) -> AsyncIterator[byte
                 yield payload
             if reply.error is not None:
                 yield reply.error
-
-
-async def _disconnected(request: Request) -> None:
-    while (await request.receive())["type"] != "http.disconnect":
-        pass
 
 
 async def _limited_body(request: Request) -> bytes | None:

@@ -131,6 +131,7 @@ def test_a_token_engine_is_well_through_its_longest_prefill_and_not_when_it_hang
         said.append(host.pulse().well)
         hung.cancel()
         await asyncio.gather(hung, return_exceptions=True)
+        await host.close()
         return said
 
     assert run_virtually(story)[-1] is False
