@@ -235,9 +235,17 @@ def deployed() -> Iterator[tuple[str, dict[str, list[int]]]]:
 
 def parts_of(home: Path) -> dict[str, list[int]]:
     """Process ids of a deployment by part, from the names that Ray and Postgres give to their processes."""
-    ray = json.loads((home / "ray.json").read_text())["process"]["pid"]
+    parts = ray_parts(json.loads((home / "ray.json").read_text())["process"]["pid"])
+    postgres = EmbeddedPostgres(home / "postgres").status().pid
+    if postgres is not None:
+        parts["postgres"] = [postgres, *(p.pid for p in psutil.Process(postgres).children())]
+    return parts
+
+
+def ray_parts(root: int) -> dict[str, list[int]]:
+    """Process ids of what runs below ``root`` on Ray, by deployment."""
     parts: dict[str, list[int]] = {}
-    for process in psutil.Process(ray).children(recursive=True):
+    for process in psutil.Process(root).children(recursive=True):
         try:
             name = " ".join(process.cmdline()) or process.name()
         except psutil.Error:
@@ -246,9 +254,6 @@ def parts_of(home: Path) -> dict[str, list[int]]:
         if name.startswith("ray::ProxyActor"):
             part = "http proxy"
         parts.setdefault(part, []).append(process.pid)
-    postgres = EmbeddedPostgres(home / "postgres").status().pid
-    if postgres is not None:
-        parts["postgres"] = [postgres, *(p.pid for p in psutil.Process(postgres).children())]
     return parts
 
 

@@ -28,8 +28,8 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-from baselines.systems import CHAT, EMBED, Engines, ours
-from bench_applications import APPLICATIONS
+from baselines.applications import APPLICATIONS, CHAT, EMBED
+from baselines.systems import Engines, ours
 
 from patchwork_adapters.protocol import HttpRequest, HttpResponse, decode_response, encode_request, encode_response
 from patchwork_serving.bench.report import percentiles
@@ -51,10 +51,10 @@ def main() -> None:
     options = parser.parse_args()
     vanilla = APPLICATIONS["vanilla"]
     app = replace(vanilla, emulated={CHAT: FREE_LLM, EMBED: FREE_EMBEDDER})
-    with ours(app, Engines(True), slo_s=30.0, settings={}) as url:
-        asyncio.run(load(url, app.values(), 2, 20))
+    with ours(app, Engines(True), slo_s=30.0, settings={}) as served:
+        asyncio.run(load(served.url, app.values(), 2, 20))
         found = {
-            clients: asyncio.run(load(url, app.values(), int(clients), options.requests))
+            clients: asyncio.run(load(served.url, app.values(), int(clients), options.requests))
             for clients in options.clients.split(",")
         }
     document = {

@@ -25,6 +25,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+import results
 import yaml
 
 from kit.deployed import Home, a_home
@@ -265,17 +266,7 @@ def _write(output: Path, name: str, found: dict[str, Any], loads: Loads) -> None
         **dataclasses.asdict(loads),
     }
     document["shapes"][name] = found
-    output.write_text(json.dumps(_rounded(document), indent=1) + "\n")
-
-
-def _rounded(value: Any) -> Any:
-    match value:
-        case float():
-            return float(f"{value:.4g}")
-        case dict():
-            return {key: _rounded(item) for key, item in value.items()}
-        case _:
-            return value
+    results.write(output, document)
 
 
 if __name__ == "__main__":

@@ -29,6 +29,7 @@ from pathlib import Path as File
 from typing import Any
 
 import bench_overload
+import results
 import scheduler_choices
 import scheduler_decisions
 from scheduler_graphs import GRAPHS, TOKEN_BUDGET, costs, crag, plan
@@ -311,15 +312,7 @@ def keep(path: File, part: str, found: dict[str, Any]) -> None:
     """Replace one part of the file."""
     whole = json.loads(path.read_text()) if path.exists() else {}
     whole[part] = found
-    path.write_text(json.dumps(rounded(whole), indent=1) + "\n")
-
-
-def rounded(value: Any) -> Any:
-    if isinstance(value, float):
-        return float(f"{value:.5g}")
-    if isinstance(value, dict):
-        return {key: rounded(one) for key, one in value.items()}
-    return [rounded(one) for one in value] if isinstance(value, list) else value
+    results.write(path, whole, digits=5)
 
 
 if __name__ == "__main__":

@@ -35,6 +35,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import numpy as np
 import psutil
+import results
 import yaml
 from bench_plan_real import CHAINS
 from simulated_side import FIXED, GLUE, Experiment, Seen, Simulation, experiment
@@ -256,19 +257,7 @@ def write(path: Path, made: Experiment, options: argparse.Namespace, found: Mapp
         "capacity_per_s": made.capacity, "slo_s": made.slo.deadline_s, "window_s": options.window, "lead_s": options.lead,
         "replicas_and_batches": FIXED, "policies": found,
     }  # fmt: skip
-    path.write_text(json.dumps(rounded(document), indent=1) + "\n", encoding="utf-8")
-
-
-def rounded(value: Any) -> Any:
-    match value:
-        case float():
-            return float(f"{value:.4g}")
-        case dict():
-            return {key: rounded(one) for key, one in value.items()}
-        case list() | tuple():
-            return [rounded(one) for one in value]
-        case _:
-            return value
+    results.write(path, document)
 
 
 if __name__ == "__main__":

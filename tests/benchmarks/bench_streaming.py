@@ -32,7 +32,8 @@ from typing import Any
 import httpx
 import orjson
 import psutil
-from baselines.systems import Application, Engines, model_server, ours
+from baselines.applications import Application
+from baselines.systems import Engines, model_server, ours
 from openai import AsyncOpenAI
 
 from patchwork_adapters.protocol import HttpRequest, encode_request
@@ -112,16 +113,16 @@ def compared(found: dict[str, dict[str, Any]]) -> dict[str, Any]:
 
 
 def served(wish: Wish, loads: list[tuple[int, int]]) -> dict[int, dict[str, Any]]:
-    with model_server(wish.application, Engines(True, wish.slower)) as env:
-        return asyncio.run(measured(openai_stream(env["OPENAI_BASE_URL"], wish), loads, wish))
+    with model_server(wish.application, Engines(True, wish.slower)) as models:
+        return asyncio.run(measured(openai_stream(models.env["OPENAI_BASE_URL"], wish), loads, wish))
 
 
 def deployed(wish: Wish, loads: list[tuple[int, int]]) -> dict[int, dict[str, Any]]:
     # nobody is refused and order plays no part: as many are inside as the engine is asked to take
     with ours(
         wish.application, Engines(True, wish.slower), slo_s=TIMEOUT_S, settings={"scheduler": {"admission": "off"}}
-    ) as url:
-        return asyncio.run(measured(sse_stream(url), loads, wish))
+    ) as system:
+        return asyncio.run(measured(sse_stream(system.url), loads, wish))
 
 
 @contextlib.asynccontextmanager

@@ -15,15 +15,18 @@ import os
 import signal
 import sys
 import threading
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import httpx
 import ray
 from fastapi import FastAPI
+from fastapi.responses import StreamingResponse
 from ray import serve
 
 web = FastAPI()
+ENGINE_ERROR = b'{"error": {"message": "engine"}}'
 
 
 @serve.deployment
@@ -35,19 +38,31 @@ class Model:
         self._host: Any = None
 
     async def answer(self, path: str, body: bytes) -> tuple[int, bytes]:
-        from patchwork_adapters.protocol import HttpRequest, decode_response, encode_request
-        from patchwork_serving.wire import CallFrame
+        from patchwork_adapters.protocol import decode_response
 
         host = await self._started()
-        request = HttpRequest("POST", path, {"content-type": "application/json"}, body)
-        frame = CallFrame(
-            id=os.urandom(8).hex(), request_id="", leaf="", method=f"POST {path}", payload=encode_request(request)
-        )
-        reply = await host.call(frame)
+        reply = await host.call(_frame(path, body, stream=False))
         if reply.error is not None:
-            return reply.error.status, b'{"error": {"message": "engine"}}'
+            return reply.error.status, ENGINE_ERROR
         response = decode_response(b"".join(reply.payloads))
         return response.status, response.body
+
+    async def stream(self, path: str, body: bytes) -> AsyncIterator[int | bytes]:
+        """The status, then the events of the answer."""
+        from patchwork_adapters.protocol import decode_response
+
+        host = await self._started()
+        status = None
+        async for reply in host.stream(_frame(path, body, stream=True)):
+            for payload in reply.payloads:
+                if status is None:
+                    status = decode_response(payload).status
+                    yield status
+                else:
+                    yield payload
+            if reply.error is not None:
+                yield reply.error.status if status is None else ENGINE_ERROR
+                return
 
     async def _started(self) -> Any:
         if self._host is None:
@@ -57,6 +72,16 @@ class Model:
             config = load_config(Path(self._config) if self._config else None)
             self._host = ModelHosts(config, Paths.from_env(), engine_args={})
         return await self._host.get(self._name)
+
+
+def _frame(path: str, body: bytes, *, stream: bool) -> Any:
+    from patchwork_adapters.protocol import HttpRequest, encode_request
+    from patchwork_serving.wire import CallFrame
+
+    request = HttpRequest("POST", path, {"content-type": "application/json"}, body)
+    return CallFrame(
+        id=os.urandom(8).hex(), request_id="", leaf="", method=f"POST {path}", payload=encode_request(request), stream=stream
+    )  # fmt: skip
 
 
 @serve.deployment
@@ -83,6 +108,18 @@ class Chain:
         ask = self._chain.achat if hasattr(self._chain, "achat") else self._chain.aquery
         return {"output": str(await ask(value))}
 
+    @web.post("/stream")
+    async def stream(self, body: dict[str, Any]) -> StreamingResponse:
+        return StreamingResponse(self._events(body["input"]), media_type="text/event-stream")
+
+    async def _events(self, value: Any) -> AsyncIterator[bytes]:
+        """As LangServe writes them: what the chain streams, then the end."""
+        from langchain_core.load import dumps
+
+        async for chunk in self._chain.astream(value):
+            yield b"event: data\ndata: " + dumps(chunk).encode() + b"\n\n"
+        yield b"event: end\n\n"
+
 
 class Handles(httpx.AsyncBaseTransport):
     """Requests of an OpenAI client as calls of deployments."""
@@ -94,10 +131,31 @@ class Handles(httpx.AsyncBaseTransport):
         import orjson
 
         body = await request.aread()
-        handle = self._models[orjson.loads(body)["model"]]
+        document = orjson.loads(body)
+        handle = self._models[document["model"]]
         path = "/v1/" + request.url.path.partition("/v1/")[2]
+        if document.get("stream"):
+            pieces = handle.options(stream=True).stream.remote(path, body)
+            status = await anext(pieces)
+            return httpx.Response(
+                status, headers={"content-type": "text/event-stream"}, stream=Pieces(pieces), request=request
+            )
         status, content = await handle.answer.remote(path, body)
         return httpx.Response(status, headers={"content-type": "application/json"}, content=content, request=request)
+
+
+class Pieces(httpx.AsyncByteStream):
+    """The rest of a streamed answer."""
+
+    def __init__(self, pieces: Any) -> None:
+        self._pieces = pieces
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        async for piece in self._pieces:
+            yield piece
+
+    async def aclose(self) -> None:
+        self._pieces.cancel()
 
 
 def calls_through_handles(models: dict[str, Any]) -> None:

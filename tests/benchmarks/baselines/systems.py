@@ -2,45 +2,24 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
 import yaml
-from bench_demo_chain import ROOT, free_port, running, wait_for
+from bench_demo_chain import free_port, parts_of, ray_parts, running, wait_for
 
+from baselines.applications import CHAT, EMBED, Application
 from patchwork_serving.store.embedded import EmbeddedPostgres
 
 HERE = Path(__file__).parent
-CHAT, EMBED = "smollm2-135m-instruct", "all-minilm-l6-v2"
 CLI = [sys.executable, "-m", "patchwork_serving.cli"]
-
-
-@dataclass(frozen=True)
-class Application:
-    """An example and what it is asked. ``emulated``: its models' arguments, each an engine of its own that takes an H100's time."""
-
-    name: str
-    file: Path
-    attribute: str
-    emulated: Mapping[str, Any]
-    wraps: str | None = None  #: the key of the question, for a chain that takes an object
-    needs_postgres: bool = False  #: the chain itself reads DATABASE_URL
-    inputs: Path = ROOT / "examples" / "questions.jsonl"
-
-    @property
-    def target(self) -> str:
-        return f"{self.file}:{self.attribute}"
-
-    def values(self) -> list[Any]:
-        rows = [json.loads(line) for line in self.inputs.read_text(encoding="utf-8").splitlines() if line.strip()]
-        return [{self.wraps: row["question"]} if self.wraps else row["question"] for row in rows]
 
 
 @dataclass(frozen=True)
@@ -68,54 +47,56 @@ class Engines:
         return {f"{name.upper()}_MODEL": name for name in app.emulated if self.emulated and "-" not in name}
 
 
+@dataclass(frozen=True)
+class Served:
+    """A system that answers at ``url``."""
+
+    url: str
+    processes: Callable[[], dict[str, list[int]]]  #: ids by part, as they are now
+
+
+@dataclass(frozen=True)
+class ModelServer:
+    env: dict[str, str]  #: in which a chain finds the models
+    pid: int
+
+
 @contextmanager
-def whole(app: Application, engines: Engines, *, workers: int, limit: int | None = None) -> Iterator[str]:
+def whole(app: Application, engines: Engines, *, workers: int, limit: int | None = None) -> Iterator[Served]:
     """(a), (b): LangServe or FastAPI in ``workers`` processes; the engines behind one OpenAI-compatible server."""
     with ExitStack() as stack:
-        env = stack.enter_context(model_server(app, engines))
+        models = stack.enter_context(model_server(app, engines))
         port = free_port()
-        command = [
-            sys.executable,
-            str(HERE / "whole.py"),
-            app.target,
-            "--port",
-            str(port),
-            "--workers",
-            str(workers),
-        ]
+        command = [sys.executable, str(HERE / "whole.py"), app.target, "--port", str(port), "--workers", str(workers)]
         command += ["--limit", str(limit)] if limit else []
-        process = stack.enter_context(running(command, env))
+        process = stack.enter_context(running(command, models.env))
         wait_for(f"http://127.0.0.1:{port}/openapi.json", process)
-        yield f"http://127.0.0.1:{port}"
+        yield Served(
+            f"http://127.0.0.1:{port}", lambda: {"chain": family(process.pid), "model server": family(models.pid)}
+        )
 
 
 @contextmanager
-def composed(app: Application, engines: Engines, *, replicas: int, ongoing: int) -> Iterator[str]:
+def composed(app: Application, engines: Engines, *, replicas: int, ongoing: int) -> Iterator[Served]:
     """(c): Ray Serve by hand; ``replicas`` of 0 is its autoscaler. As many engines as everyone has: one of each model."""
     with ExitStack() as stack:
         # what the chain does synchronously at import goes here; requests go through handles
-        env = stack.enter_context(model_server(app, engines))
+        models = stack.enter_context(model_server(app, engines))
         config = stack.enter_context(config_file({"models": engines.models(app)}))
         port = free_port()
         command = [
-            sys.executable,
-            str(HERE / "composed.py"),
-            app.target,
-            "--port",
-            str(port),
-            "--config",
-            str(config),
-        ]
-        command += ["--replicas", str(replicas), "--ongoing", str(ongoing)]
+            sys.executable, str(HERE / "composed.py"), app.target, "--port", str(port), "--config", str(config),
+            "--replicas", str(replicas), "--ongoing", str(ongoing),
+        ]  # fmt: skip
         for model in engines.names(app):
             command += ["--model", model]
-        process = stack.enter_context(running(command, env))
+        process = stack.enter_context(running(command, models.env))
         wait_for(f"http://127.0.0.1:{port}/openapi.json", process)
-        yield f"http://127.0.0.1:{port}"
+        yield Served(f"http://127.0.0.1:{port}", lambda: {**ray_parts(process.pid), "model server": family(models.pid)})
 
 
 @contextmanager
-def ours(app: Application, engines: Engines, *, slo_s: float, settings: Mapping[str, Any]) -> Iterator[str]:
+def ours(app: Application, engines: Engines, *, slo_s: float, settings: Mapping[str, Any]) -> Iterator[Served]:
     """``patchwork deploy`` with ``settings`` as patchwork.yaml; (d) is this with the policy fifo."""
     with ExitStack() as stack:
         home = stack.enter_context(tempfile.TemporaryDirectory(prefix="patchwork-bench-", ignore_cleanup_errors=True))
@@ -124,25 +105,15 @@ def ours(app: Application, engines: Engines, *, slo_s: float, settings: Mapping[
         env = {**os.environ, "PATCHWORK_HOME": home, "OPENAI_API_KEY": "unused", **engines.env(app), **database}
         env.pop("OPENAI_BASE_URL", None)
         port = free_port()
-        command = [
-            *CLI,
-            "deploy",
-            app.target,
-            "--port",
-            str(port),
-            "--config",
-            str(config),
-            "--slo",
-            f"{slo_s:.4f}s",
-        ]
+        command = [*CLI, "deploy", app.target, "--port", str(port), "--config", str(config), "--slo", f"{slo_s:.4f}s"]
         process = stack.enter_context(running(command, env))
         wait_for(f"http://127.0.0.1:{port}/readyz", process)
-        yield f"http://127.0.0.1:{port}"
+        yield Served(f"http://127.0.0.1:{port}", lambda: parts_of(Path(home)))
 
 
 @contextmanager
-def model_server(app: Application, engines: Engines) -> Iterator[dict[str, str]]:
-    """The environment in which a chain finds the models; they batch, as vLLM's server does."""
+def model_server(app: Application, engines: Engines) -> Iterator[ModelServer]:
+    """``patchwork models serve``; its engines batch, as vLLM's server does."""
     with ExitStack() as stack:
         config = stack.enter_context(config_file({"models": engines.models(app)}))
         database = stack.enter_context(postgres()) if app.needs_postgres else {}
@@ -153,7 +124,13 @@ def model_server(app: Application, engines: Engines) -> Iterator[dict[str, str]]
         process = stack.enter_context(running(command, dict(os.environ)))
         url = f"http://127.0.0.1:{port}/v1"
         wait_for(f"{url}/models", process)
-        yield {**os.environ, "OPENAI_BASE_URL": url, "OPENAI_API_KEY": "unused", **engines.env(app), **database}
+        env = {**os.environ, "OPENAI_BASE_URL": url, "OPENAI_API_KEY": "unused", **engines.env(app), **database}
+        yield ModelServer(env, process.pid)
+
+
+def family(pid: int) -> list[int]:
+    """A process and those that it started."""
+    return [pid, *(child.pid for child in psutil.Process(pid).children(recursive=True))]
 
 
 @contextmanager
