@@ -108,6 +108,20 @@ class VirtualStack:
         self.scheduling.replied(step, sending, reply.report, now())
         self.scheduling.end(step, now())
 
+    def reports(self) -> list[dict[str, Any]]:
+        """What the replicas publish of themselves."""
+        entries = []
+        for name, host in self._hosts.items():
+            load = host.load()
+            about = {
+                "component": name.partition("#")[0],
+                "replica": name,
+                "queued": load.queued,
+                "running": load.running,
+            }
+            entries.append({**about, **host.counts.report()})
+        return entries
+
     def leave(self, request: RequestContext) -> None:
         self.scheduling.finished(request.run_id, self.loop.time(), whole=True)
 
