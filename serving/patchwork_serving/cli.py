@@ -193,13 +193,19 @@ def simulate(
         int | None, typer.Option("--requests", help="How many; default: 5000, or the whole trace.")
     ] = None,
     seed: Annotated[int, typer.Option("--seed", help="Equal seeds give equal results.")] = 0,
+    target_share: Annotated[
+        float, typer.Option("--target-share", min=0, max=1, help="Of the requests let in, to be in time.")
+    ] = 0.98,
+    step_tokens: Annotated[
+        int | None, typer.Option("--step-tokens", min=1, help="Most tokens of one step of LLM engines; default: 8192.")
+    ] = None,
     as_json: AsJson = False,
     verbose: Verbose = False,
 ) -> None:
     """Say how a plan would keep its deadlines under given arrivals, without deploying."""
     from patchwork_serving import cli_simulate
 
-    wish = cli_simulate.Wish(plan, profile, arrivals, policy, rate, slo, requests, seed)
+    wish = cli_simulate.Wish(plan, profile, arrivals, policy, rate, slo, requests, seed, target_share, step_tokens)
     cli_simulate.run(wish, as_json=as_json)
 
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from patchwork_scheduler.cost import TokenCost
 from patchwork_scheduler.errors import InvalidWorkload
 from patchwork_scheduler.from_profile import Simulated, simulated
 from patchwork_scheduler.model import SloClass
@@ -43,6 +44,8 @@ class Wish:
     slo: str | None = None
     requests: int | None = None
     seed: int = 0
+    target_share: float = 0.98  #: of the requests let in
+    step_tokens: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,9 +62,9 @@ def run(wish: Wish, *, as_json: bool) -> None:
     names = list(SETUPS) if wish.policy == ALL else [wish.policy]
     setups = {name: setup_by_name(name) for name in names}
     plan, profile = Plan.load(wish.plan), Profile.load(wish.profile)
-    system = simulated(plan, profile)
+    system = _stepping(simulated(plan, profile), wish.step_tokens)
     arrivals = Arrivals(tuple(read_arrivals(wish)))
-    slo = _slo(wish, plan, system)
+    slo = replace(_slo(wish, plan, system), target_share=wish.target_share)
     alone = unloaded(system.workload, system.plan, system.costs, slo, seed=wish.seed)
     found: dict[str, Results] = {}
     for name, setup in setups.items():
@@ -85,6 +88,8 @@ def document(wish: Wish, plan: Plan, arrivals: Arrivals, alone: Results, found: 
         "requests": len(arrivals.times),
         "offered_per_s": arrivals.rate,
         "slo_s": alone.slo.deadline_s,
+        "target_share": wish.target_share,
+        "step_tokens": wish.step_tokens,
         "seed": wish.seed,
         "unloaded": {"mean_s": alone.mean_s, "missed_share": alone.missed_share},
         "results": [{"policy": name, **results.to_json()} for name, results in found.items()],
@@ -137,6 +142,18 @@ def _trace(wish: Wish) -> Iterator[float]:
         raise UsageError(f"--arrivals: {path} needs two arrivals at different times")
     rate = wish.rate or (len(times) - 1) / (times[-1] - times[0])
     return itertools.islice(at_rate(times, rate), wish.requests or min(len(times), MOST_REQUESTS))
+
+
+def _stepping(system: Simulated, step_tokens: int | None) -> Simulated:
+    """With steps of that size in all engines that work token by token. UsageError when there is none."""
+    if step_tokens is None:
+        return system
+    llms = [name for name, cost in system.costs.items() if isinstance(cost, TokenCost)]
+    if not llms:
+        raise UsageError("--step-tokens: no component of the profile was measured token by token")
+    return replace(
+        system, plan={**system.plan, **{name: replace(system.plan[name], token_budget=step_tokens) for name in llms}}
+    )
 
 
 def _slo(wish: Wish, plan: Plan, system: Simulated) -> SloClass:

@@ -10,7 +10,7 @@ import pytest
 from kit.planning import component, profile
 from patchwork_scheduler.plan import make_plan
 from patchwork_scheduler.plan_model import Goal
-from patchwork_scheduler.profile_model import Profile
+from patchwork_scheduler.profile_model import ComponentProfile, Measured, Point, Profile
 from patchwork_scheduler.resources import Resources
 from patchwork_serving import cli
 
@@ -71,6 +71,40 @@ def test_all_policies_are_compared_side_by_side(here: Path, capsys: pytest.Captu
     predicted = shown[shown.index("remaining time under least_slack") :].splitlines()
     assert predicted[1].split() == ["from", "requests", "predicted", "was", "ratio", "off", "by"]
     assert predicted[2].split()[0] == "retriever"
+
+
+def test_what_is_promised_and_the_steps_of_engines_can_be_tried(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = tuple(
+        {"n_in": n_in, "n_out": n_out, "batch": batch, "seconds": 0.002 + batch * n_in * 2e-5 + 0.004 * n_out}
+        for n_in, n_out, batch in [(1000, 1, 1), (1000, 1, 8), (1000, 64, 1), (1000, 64, 8)]
+    )
+    points = (Point(1, 0.3), Point(64, 1.0))
+    measured = Measured("gpu", points, cpus=0.0, gpus=1.0, rows=rows)
+    known = profile(ComponentProfile("llm", 1.0, (measured,), prompt_tokens=1000, output_tokens=64), chain="rag.py")
+    known.save(here / "tokens.json")
+    make_plan(known, Resources.machine(cpus=8, gpus=1), Goal(slo_s=1.2)).save(here / "tokens-plan.json")
+
+    def found(*options: str) -> dict[str, float]:
+        arrivals = (
+            "--arrivals",
+            "poisson:35",
+            "--slo",
+            "600ms",
+            "--requests",
+            "1500",
+            "--policy",
+            "least_slack",
+            "--json",
+        )
+        assert simulate(*arrivals, *options, profile="tokens.json", plan="tokens-plan.json") == 0
+        row: dict[str, float] = json.loads(capsys.readouterr().out)["results"][0]
+        return row
+
+    usual = found()
+    assert found("--target-share", "0.7")["refused"] < usual["refused"]
+    assert found("--step-tokens", "256")["attained"] > usual["attained"]
+    assert simulate("--arrivals", "poisson:5", "--step-tokens", "256") == 2
+    assert "--step-tokens: no component" in capsys.readouterr().err
 
 
 def test_a_trace_keeps_its_own_rate_and_the_command_line_may_set_the_slo(
