@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from kit.twins import swapped
 from patchwork_adapters import sites
 from patchwork_adapters.causes import causes_of
 from patchwork_adapters.checking.cases import case_of
@@ -153,6 +155,21 @@ def test_faults_of_the_recorder_are_told_at_the_end(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(RunPlaces, "begin", broken)
     with pytest.raises(SamplesFailed, match="ZeroDivisionError: in a callback"):
         sample("lcel.py:simple", ["apples"])
+
+
+@pytest.mark.parametrize("is_swapped", [False, True])
+def test_a_search_of_an_exported_store_is_seen_before_the_swap_and_after(is_swapped: bool) -> None:
+    loaded = load_target(parse_target(f"{SHAPES / 'lcel.py'}:fan_out"))
+    walk = find_leaves(loaded.chain, loaded.module, loaded.root)
+    placed = place(walk.leaves, placement_of)
+    static = static_graph("fan_out", loaded, walk, placed.components, placed.opaque)
+    store = next(leaf for leaf in walk.leaves if leaf.spec.export is not None)
+    with swapped(store.obj, None) if is_swapped else nullcontext():
+        sampled = sample_graph(loaded, walk, placed, static, [case_of("apples")], timeout_s=60)
+    [search] = [call for call in sampled.requests[0].calls if call.leaf == store.path]
+    [embedding] = [call for call in sampled.requests[0].calls if call.leaf == f"{store.path}.embedding"]
+    assert search.started >= embedding.ended, "the question is embedded first, in nobody else's time"
+    assert search.site == f"{store.path}@1/{{kept}}"
 
 
 def test_what_was_sampled_travels_as_json() -> None:
