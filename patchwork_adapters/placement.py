@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 
 from patchwork_adapters.binding import Assignment
 from patchwork_adapters.graph import Component, Opaque
+from patchwork_adapters.leaves.spec import Facts, LeafSpec
 from patchwork_adapters.transport import Way
 from patchwork_adapters.walk import Leaf
 
@@ -40,6 +41,12 @@ class Resolver(Protocol):
     def __call__(self, leaf: Leaf) -> Placement | Stay: ...
 
 
+def can_be_mapped(spec: LeafSpec, facts: Facts) -> bool:
+    """Whether an engine may stand in for a leaf; a server elsewhere has its model, whatever has that name here."""
+    elsewhere = facts.base_url is not None and not is_local_url(facts.base_url)
+    return spec.engine is not None and spec.engine_methods is not None and facts.why_own is None and not elsewhere
+
+
 @dataclass(frozen=True, slots=True)
 class ByProtocol:
     """Chooses from the leaf alone: protocol for a local URL or a model that we are told can be hosted, engine where the class has one."""
@@ -55,8 +62,8 @@ class ByProtocol:
                 if is_ours
                 else Placement("external", "external", facts.model)
             )
-        if leaf.spec.engine is not None and leaf.spec.engine_methods is not None and facts.why_own is None:
-            return Placement("engine", leaf.spec.engine, facts.model)
+        if can_be_mapped(leaf.spec, facts):
+            return Placement("engine", leaf.spec.engine or "", facts.model)
         if not leaf.spec.cut(type(leaf.obj)):
             return Stay(f"{leaf.cls} defines none of the methods that are called from outside")
         return Placement("own", "own", facts.model)

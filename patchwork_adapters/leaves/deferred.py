@@ -6,8 +6,11 @@ loaded; code that reaches past them still gets the real thing, later.
 
 from __future__ import annotations
 
+import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from types import ModuleType
 from typing import Any
 
 _OWN = frozenset(
@@ -77,3 +80,26 @@ def real_of(deferred: Deferred) -> Any:
                 setattr(real, name, value)
             deferred.deferred_real = real
         return deferred.deferred_real
+
+
+_replacing = threading.RLock()
+
+
+@contextmanager
+def module_replaced(name: str, **attributes: Any) -> Iterator[None]:
+    """For constructors that import a heavy package by themselves: meanwhile ``name`` is a module with these attributes only.
+
+    One at a time in the process; the package need not be installed.
+    """
+    with _replacing:
+        real = sys.modules.get(name)
+        stand_in = ModuleType(name)
+        vars(stand_in).update(attributes)
+        sys.modules[name] = stand_in
+        try:
+            yield
+        finally:
+            if real is None:
+                del sys.modules[name]
+            else:
+                sys.modules[name] = real

@@ -133,6 +133,10 @@ for _cls, _kind, _cut in (
     ("langchain_openai.chat_models.base.BaseChatOpenAI", "llm", _chat),
     ("langchain_openai.llms.base.BaseOpenAI", "llm", _llm),
     ("langchain_openai.embeddings.base.OpenAIEmbeddings", "embedder", _embeddings),
+    # those of before langchain-openai, which VLLMOpenAI and other clients of local servers are built on
+    ("langchain_community.chat_models.openai.ChatOpenAI", "llm", _chat),
+    ("langchain_community.llms.openai.BaseOpenAI", "llm", _llm),
+    ("langchain_community.embeddings.openai.OpenAIEmbeddings", "embedder", _embeddings),
 ):
     register(
         LeafSpec(

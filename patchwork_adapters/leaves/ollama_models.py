@@ -24,7 +24,8 @@ def _clients(leaf: Any) -> Iterable[Any]:
 
 def _facts(leaf: Any) -> Facts:
     url = next((client._client.base_url for client in _clients(leaf)), None) or leaf.base_url or _DEFAULT_URL
-    return Facts(model=getattr(leaf, "model", None), base_url=str(url).rstrip("/"))
+    model = getattr(leaf, "model", None) or getattr(leaf, "model_name", None)  # the latter: LlamaIndex's embeddings
+    return Facts(model=model, base_url=str(url).rstrip("/"))
 
 
 _CORE = "langchain_core."
@@ -33,6 +34,7 @@ for _base, _cls in (
     (f"{_CORE}language_models.llms.BaseLLM", "langchain_ollama.llms.OllamaLLM"),
     (f"{_CORE}embeddings.embeddings.Embeddings", "langchain_ollama.embeddings.OllamaEmbeddings"),
     ("llama_index.core.base.llms.base.BaseLLM", "llama_index.llms.ollama.base.Ollama"),
+    ("llama_index.core.base.embeddings.base.BaseEmbedding", "llama_index.embeddings.ollama.base.OllamaEmbedding"),
 ):
     register(
         replace(

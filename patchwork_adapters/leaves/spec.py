@@ -18,7 +18,7 @@ from patchwork_adapters.import_hooks import Undo, when_imported
 from patchwork_adapters.operations import Distance, StoredRow
 from patchwork_adapters.transport import Kind
 
-_FAMILIES = ("langchain", "llamaindex", "huggingface", "vllm", "ollama_models")
+_FAMILIES = ("langchain", "llamaindex", "huggingface", "vllm", "vllm_llamaindex", "llamacpp", "ollama_models")
 
 
 @dataclass(frozen=True, slots=True)

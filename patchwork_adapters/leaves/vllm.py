@@ -8,17 +8,14 @@ from __future__ import annotations
 
 import asyncio
 import functools
-import sys
-import threading
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from types import ModuleType
 from typing import Any
 
 from patchwork_adapters.binding import Bound
 from patchwork_adapters.import_hooks import Undo
 from patchwork_adapters.leaves import langchain as _langchain  # noqa: F401  registers the base classes
-from patchwork_adapters.leaves.deferred import Deferred
+from patchwork_adapters.leaves.deferred import Deferred, module_replaced
 from patchwork_adapters.leaves.huggingface_calls import Methods, ask_all, register_like, text_of
 from patchwork_adapters.leaves.huggingface_fields import Unmapped
 from patchwork_adapters.leaves.spec import ConstructHook, Facts, register_construct_hook
@@ -52,29 +49,39 @@ _RUNNING = frozenset(
 )
 
 
-def _body(obj: Any, prompt: str, stop: Sequence[str] | None, call: Mapping[str, Any]) -> dict[str, Any]:
-    """What ``VLLM._generate`` asks of its engine: the constructor's parameters below the call's; ``stop`` is the call's alone, as there."""
-    merged = {**obj._default_params, **call, "stop": stop}
-    if merged.pop("use_beam_search", False):
+def completion_body(model: str, prompt: str, sampling: Mapping[str, Any]) -> dict[str, Any]:
+    """An OpenAI completion for ``LLM(model).generate(prompt, SamplingParams(**sampling))``. Raises Unmapped."""
+    asked = dict(sampling)
+    if asked.pop("use_beam_search", False):
         raise Unmapped("beam search")
-    if merged.pop("lora_request", None) is not None:
+    if asked.pop("lora_request", None) is not None:
         raise Unmapped("a LoRA adapter")
-    if merged.pop("best_of", None) not in (None, 1):
+    if asked.pop("best_of", None) not in (None, 1):
         raise Unmapped("best_of")
-    unknown = sorted(name for name in merged if name not in _SENT and name not in _MEANINGLESS)
+    unknown = sorted(name for name in asked if name not in _SENT and name not in _MEANINGLESS)
     if unknown:
         raise Unmapped(f"sampling: {', '.join(unknown)}")
-    body = {name: merged[name] for name in _SENT if merged.get(name) is not None}
+    body = {name: asked[name] for name in _SENT if asked.get(name) is not None}
     if body.get("top_k") in (-1, 0):  # vLLM's words for all of them
         del body["top_k"]
-    return {"body": {"model": obj.model, "prompt": prompt, **body}}
+    return {"model": model, "prompt": prompt, **body}
+
+
+def refuse_other_models(vllm_kwargs: Mapping[str, Any]) -> None:
+    """Unmapped when arguments of the engine change what comes out of it."""
+    changing = sorted(name for name in vllm_kwargs if name not in _RUNNING)
+    if changing:
+        raise Unmapped(f"vllm_kwargs: {', '.join(changing)}")
+
+
+def _body(obj: Any, prompt: str, stop: Sequence[str] | None, call: Mapping[str, Any]) -> dict[str, Any]:
+    """What ``VLLM._generate`` asks of its engine: the constructor's parameters below the call's; ``stop`` is the call's alone, as there."""
+    return {"body": completion_body(obj.model, prompt, {**obj._default_params, **call, "stop": stop})}
 
 
 def _facts(leaf: Any) -> Facts:
     _body(leaf, "", None, {})
-    changing = sorted(name for name in leaf.vllm_kwargs if name not in _RUNNING)
-    if changing:
-        raise Unmapped(f"vllm_kwargs: {', '.join(changing)}")
+    refuse_other_models(leaf.vllm_kwargs)
     return Facts(model=leaf.model)
 
 
@@ -99,41 +106,31 @@ def _result(replies: Sequence[Any]) -> Any:
 
 # ---- a constructor that builds no engine
 
-_constructing = threading.Lock()
+
+def lazy_engine(class_name: str) -> Callable[[ModuleType], Undo]:
+    """The class imports ``vllm.LLM`` in its constructor: for so long, that name means an engine that is built when it is used."""
+
+    def install(module: ModuleType) -> Undo:
+        cls = getattr(module, class_name)
+        original = cls.__init__
+
+        @functools.wraps(original)
+        def construct(self: Any, *args: Any, **kwargs: Any) -> None:
+            with module_replaced("vllm", LLM=_deferred_engine):
+                original(self, *args, **kwargs)
+
+        cls.__init__ = construct
+
+        def undo() -> None:
+            cls.__init__ = original
+
+        return undo
+
+    return install
 
 
-def _lazy_engine(module: ModuleType) -> Undo:
-    """The class imports ``vllm.LLM`` in its validator: for so long, that name means an engine that is built when it is used."""
-    cls = module.VLLM
-    original = cls.__init__
-
-    @functools.wraps(original)
-    def construct(self: Any, **kwargs: Any) -> None:
-        with _engines_deferred():
-            original(self, **kwargs)
-
-    cls.__init__ = construct
-
-    def undo() -> None:
-        cls.__init__ = original
-
-    return undo
-
-
-@contextmanager
-def _engines_deferred() -> Iterator[None]:
-    with _constructing:
-        real = sys.modules.get("vllm")
-        stand_in = ModuleType("vllm")
-        stand_in.LLM = lambda **kwargs: Deferred(functools.partial(_engine, kwargs), settings=kwargs)  # type: ignore[attr-defined]
-        sys.modules["vllm"] = stand_in
-        try:
-            yield
-        finally:
-            if real is None:
-                del sys.modules["vllm"]
-            else:
-                sys.modules["vllm"] = real
+def _deferred_engine(**arguments: Any) -> Deferred:
+    return Deferred(functools.partial(_engine, arguments), settings=arguments)
 
 
 def _engine(arguments: Mapping[str, Any]) -> Any:
@@ -144,4 +141,4 @@ def _engine(arguments: Mapping[str, Any]) -> Any:
 
 _MODULE = "langchain_community.llms.vllm"
 register_like("langchain_core.language_models.llms.BaseLLM", f"{_MODULE}.VLLM", _facts, "vllm", _methods)
-register_construct_hook(ConstructHook(_MODULE, _lazy_engine))
+register_construct_hook(ConstructHook(_MODULE, lazy_engine("VLLM")))

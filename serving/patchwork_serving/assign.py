@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from patchwork_adapters.graph import Component
-from patchwork_adapters.placement import Placed, Placement, Resolver, Stay, is_local_url, place
+from patchwork_adapters.placement import Placed, Placement, Resolver, Stay, can_be_mapped, is_local_url, place
 from patchwork_adapters.transport import Kind
 from patchwork_adapters.walk import Leaf
 from patchwork_scheduler.cost import fit_cost
@@ -37,6 +37,13 @@ _NUM_CPUS: Mapping[Kind, float] = {
 #: A hosted API gets a limit even when nobody sets one, because most answer 429 beyond a few dozen calls at once.
 _EXTERNAL_CONCURRENCY = 32
 
+#: What llama.cpp's classes say about their model, in the words of the engines that may run it.
+_WORDS: Mapping[str, Mapping[str, str]] = {
+    "llamacpp": {name: name for name in ("n_ctx", "rope_freq_base", "rope_freq_scale")},
+    "vllm": {"n_ctx": "max_model_len"},
+    "emulated": {},
+}
+
 
 @dataclass(frozen=True, slots=True)
 class Assigned:
@@ -56,7 +63,7 @@ class ByModel:
         facts = leaf.spec.facts(leaf.obj)
         if leaf.spec.speaks_openai:
             return self._speaking(leaf.kind, facts.model, facts.base_url)
-        hosted = leaf.spec.engine is not None and leaf.spec.engine_methods is not None and facts.why_own is None
+        hosted = can_be_mapped(leaf.spec, facts)
         if hosted and facts.model is not None and (model := self.find_model(facts.model, leaf.kind)) is not None:
             return Placement("engine", model.engine, model.name, variant=repr(sorted(facts.options.items())))
         if not leaf.spec.cut(type(leaf.obj)):
@@ -167,11 +174,17 @@ def _emulated_cost(spec: ComponentSpec) -> Mapping[str, object] | None:
         return None
 
 
+def _in_words_of(engine: str, options: Mapping[str, object]) -> dict[str, object]:
+    """A leaf's options as arguments of the engine that stands in for it; what its class means, another engine may not have."""
+    words = _WORDS.get(engine)
+    return dict(options) if words is None else {words[n]: value for n, value in options.items() if n in words}
+
+
 def _engine_args(component: Component, leaves: Mapping[str, Leaf], model: ResolvedModel | None) -> dict[str, object]:
     options: dict[str, object] = {}
     if component.way == "engine":
         first = leaves[component.leaves[0]]
-        options |= dict(first.spec.facts(first.obj).options)
+        options |= _in_words_of(component.engine, first.spec.facts(first.obj).options)
     if component.external:
         # a server named in patchwork.yaml: requests go there, wherever the client would send them
         return {"base_url": model.source} if model is not None and model.engine == "external" else {}

@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import asyncio
-import itertools
 import math
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from langchain_core.messages import HumanMessage
 
+from kit.one_engine import OneEngine
 from patchwork_adapters.binding import Assignment, Bound
 from patchwork_adapters.bridge import Bridge
 from patchwork_adapters.swap import swap
-from patchwork_adapters.transport import LeafCall
 from patchwork_adapters.walk import find_leaves
-from patchwork_serving.components.engine import ContinuousEngine, EngineCall
+from patchwork_serving.components.engine import ContinuousEngine
 from patchwork_serving.components.factory import build_engine
 from patchwork_serving.config import Config, Paths
 from patchwork_serving.models.convert import gguf_to_hf
@@ -29,37 +27,6 @@ pytest.importorskip("langchain_huggingface", reason="needs the [hf] extra")
 pytestmark = [pytest.mark.hf, pytest.mark.models, pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
 
 QUESTIONS = ["What is the capital of France?", "What does the Python pass statement do?", "Name three primary colours."]
-
-
-class OneEngine:
-    """A transport to one engine in this process, started on the transport's loop."""
-
-    def __init__(self, engine: ContinuousEngine) -> None:
-        self._engine = engine
-        self._started: asyncio.Lock | None = None
-        self._ids = itertools.count()
-        self._ready = False
-        self._loop: asyncio.AbstractEventLoop | None = None
-
-    def close(self) -> None:
-        if self._loop is not None:
-            asyncio.run_coroutine_threadsafe(self._engine.close(), self._loop).result(timeout=30)
-
-    async def call(self, call: LeafCall) -> bytes:
-        frames = [frame async for frame in self.stream(call)]
-        (frame,) = frames
-        return frame
-
-    async def stream(self, call: LeafCall) -> AsyncIterator[bytes]:
-        self._started = self._started or asyncio.Lock()
-        async with self._started:
-            if not self._ready:
-                self._loop = asyncio.get_running_loop()
-                await self._engine.start()
-                self._ready = True
-        sent = EngineCall(str(next(self._ids)), call.leaf, call.method, call.payload, call.size, stream=call.stream)
-        async for frame in self._engine.generate(sent):
-            yield frame
 
 
 @pytest.fixture(scope="module")

@@ -21,7 +21,7 @@ from patchwork_serving.models.registry import Locate
 from patchwork_serving.release import ComponentSpec
 
 _LLAMACPP_ARGS: Mapping[str, type] = {
-    field.name: bool if isinstance(field.default, bool) else int for field in dataclasses.fields(LlamaCppOptions)
+    field.name: int if field.default is None else type(field.default) for field in dataclasses.fields(LlamaCppOptions)
 }
 _ONNX_ARGS: Mapping[str, type] = {"threads": int, "max_length": int, "normalized": bool, "device": str}
 _RERANKER_ARGS: Mapping[str, type] = {"threads": int, "max_length": int, "device": str}

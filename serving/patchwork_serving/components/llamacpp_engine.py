@@ -59,6 +59,8 @@ class LlamaCppOptions:
     #: Off: at temperature 0 its answers change with the company that a sequence has, with the threads and with what was cached; without it
     #: they hardly do, for a tenth of the speed.
     flash_attention: bool = False
+    rope_freq_base: float = 0.0  #: 0: the model's own
+    rope_freq_scale: float = 0.0  #: 0: the model's own
 
     def resolved(self, cores: int) -> LlamaCppOptions:
         """With numbers in place of None, for a machine of so many cores."""
@@ -238,6 +240,7 @@ class LlamaCppEngine:
             kinds.LLAMA_FLASH_ATTN_TYPE_ENABLED if options.flash_attention else kinds.LLAMA_FLASH_ATTN_TYPE_DISABLED
         )
         params.n_gpu_layers = options.gpu_layers
+        params.rope_freq_base, params.rope_freq_scale = options.rope_freq_base, options.rope_freq_scale
         params.fit_params = False
         params.api_keys = [key]
         params.endpoint_slots = False

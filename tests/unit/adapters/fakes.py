@@ -88,6 +88,7 @@ class FakeCluster:
                     "created": 1,
                     "model": body["model"],
                     "choices": [choice],
+                    "usage": {"prompt_tokens": 3, "completion_tokens": 4, "total_tokens": 7},
                 }
             case "POST /v1/responses":
                 reply = _response(body)

@@ -220,6 +220,19 @@ async def test_llamaindexs_class_answers_too(cut: OpenAICut, cluster: FakeCluste
     assert "".join(part.delta or "" for part in llm.stream_chat([ChatMessage("hi")])).strip() == "echo of 1: hi"
 
 
+async def test_llamaindexs_embeddings_do_too(cut: OpenAICut, cluster: FakeCluster) -> None:
+    package = pytest.importorskip("llama_index.embeddings.ollama")
+    leaf = package.OllamaEmbedding(model_name="embed", base_url=URL, query_instruction="Find:")
+    assert leaf.get_text_embedding(" a ") == pytest.approx(vector("a").tolist())
+    assert leaf.get_query_embedding("a") == pytest.approx(vector("Find: a").tolist())
+    first, second = await leaf.aget_text_embedding_batch(["a", "b"])
+    assert (first, second) == (pytest.approx(vector("a").tolist()), pytest.approx(vector("b").tolist()))
+    assert {call.component for call in cluster.calls} == {"embedder-embed"}
+    spec = spec_for(type(leaf))
+    assert spec is not None
+    assert (spec.facts(leaf).model, spec.facts(leaf).base_url, spec.speaks_openai) == ("embed", URL, True)
+
+
 def test_a_leaf_is_told_by_its_model_and_its_server() -> None:
     package = pytest.importorskip("langchain_ollama")
     leaf = package.ChatOllama(model="small", base_url=f"{URL}/")

@@ -12,6 +12,7 @@ from langchain_openai import ChatOpenAI, OpenAIEmbeddings
 from patchwork_adapters.bridge import Bridge
 from patchwork_adapters.context import RequestContext, request_context
 from patchwork_adapters.errors import ComponentFailed, ComponentUnavailable, DeadlinePassed
+from patchwork_adapters.leaves.spec import spec_for
 from patchwork_adapters.openai_cut import OpenAICut
 from patchwork_adapters.protocol import decode_request
 
@@ -68,6 +69,24 @@ async def test_llamaindex_openai_like_classes_are_cut_too(cut: OpenAICut, cluste
     assert embedder.get_query_embedding("a") == pytest.approx(vector("a").tolist())
     assert len(await embedder.aget_text_embedding_batch(["a", "b"])) == 2
     assert {c.component for c in cluster.calls} == {"llm-small", "embedder-embed"}
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_clients_of_local_servers_in_langchain_community_are_leaves_that_speak_it(
+    cut: OpenAICut, cluster: FakeCluster
+) -> None:
+    from langchain_community.llms import VLLMOpenAI
+
+    leaf = VLLMOpenAI(model_name="small", openai_api_base=URL, openai_api_key=KEY, max_tokens=3)
+    spec = spec_for(type(leaf))
+    assert spec is not None
+    facts = spec.facts(leaf)
+    assert (spec.speaks_openai, facts.model, facts.base_url) == (True, "small", URL)
+    assert len(list(spec.openai_clients(leaf))) == 2  # one for each colour
+    assert leaf.invoke("hi").split() == ["echo:", "['hi']"]
+    assert "".join(leaf.stream("hi")).split()[0] == "echo:"
+    assert {call.component for call in cluster.calls} == {"llm-small"}
+    assert decode_request(cluster.calls[0].payload).json()["max_tokens"] == 3
 
 
 def test_a_raw_client_is_cut_and_can_be_copied(cut: OpenAICut, cluster: FakeCluster) -> None:

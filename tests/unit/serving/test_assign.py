@@ -9,6 +9,7 @@ from langchain_core.runnables import Runnable, RunnableLambda
 from langchain_core.vectorstores import InMemoryVectorStore
 from langchain_openai import ChatOpenAI, OpenAIEmbeddings
 
+from patchwork_adapters.leaves.spec import install_construct_hooks
 from patchwork_adapters.walk import find_leaves
 from patchwork_serving.assign import Assigned, assign
 from patchwork_serving.config import Config, Paths
@@ -85,6 +86,35 @@ def test_a_vllm_model_takes_as_many_gpus_as_it_spreads_over(tmp_path: Path) -> N
     (shared,) = assigned(chain, f'{{{models}, "components": {{"llm-m": {{"num_gpus": 0.5}}}}}}').specs
     assert shared.num_gpus == 0.5
     assert [spec.num_gpus for spec in assigned(llm() | RunnableLambda(lambda x: x)).specs] == [0.0]
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    ("engine", "wish", "args"),
+    [
+        ("llamacpp", "", {"n_ctx": 1024, "rope_freq_base": 10000.0, "rope_freq_scale": 1.0}),
+        (
+            "llamacpp",
+            '"engine_args": {"n_ctx": 4096}',
+            {"n_ctx": 4096, "rope_freq_base": 10000.0, "rope_freq_scale": 1.0},
+        ),
+        ("vllm", '"engine": "vllm"', {"max_model_len": 1024}),
+    ],
+    ids=["as the class says", "as patchwork.yaml says", "in the words of another engine"],
+)
+def test_a_model_of_llama_cpps_classes_keeps_its_context(
+    tmp_path: Path, engine: str, wish: str, args: dict[str, object]
+) -> None:
+    from langchain_community.llms import LlamaCpp
+
+    gguf = tmp_path / "some.gguf"
+    gguf.touch()
+    undo = install_construct_hooks()
+    leaf = LlamaCpp(model_path=str(gguf), n_ctx=1024)
+    undo()
+    config = f'{{"models": {{"{gguf}": {{"source": "{gguf}", {wish}}}}}}}'.replace(", }", "}")
+    (spec,) = assigned(leaf | RunnableLambda(lambda x: x), config).specs
+    assert (spec.way, spec.engine, spec.engine_args) == ("engine", engine, args)
 
 
 def test_the_policy_of_patchwork_yaml_reaches_every_component() -> None:
