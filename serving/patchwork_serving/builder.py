@@ -192,12 +192,15 @@ def _check_models(config: Config, paths: Paths) -> None:
 def _check_engine(spec: ComponentSpec, config: Config, paths: Paths, progress: ProgressSink, *, here: bool) -> None:
     """What would make its replicas fail is told now: its arguments, and on this machine (``here``) its files, fetched if need be."""
     from patchwork_serving.components.factory import build_engine
+    from patchwork_serving.components.vllm_engine import VllmEngine
 
-    build_engine(spec, config, paths)
+    engine = build_engine(spec, config, paths)
     if here and spec.engine == "vllm":
         check_vllm(spec)
     if here and spec.model is not None:
-        ensure(spec.model, config.models, paths, progress)
+        model = ensure(spec.model, config.models, paths, progress)
+        if isinstance(engine, VllmEngine) and model.path is not None:
+            engine.check_fit(model.path)
 
 
 def _code_digest(target: Target) -> str:

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import socket
 import threading
+import time
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
@@ -16,7 +17,7 @@ import uvicorn
 from fastapi import FastAPI
 from langchain_core.documents import Document
 from langchain_core.messages import AIMessage, HumanMessage
-from langchain_core.runnables import RunnableLambda
+from langchain_core.runnables import RunnableGenerator, RunnableLambda
 from langserve import RemoteRunnable
 
 from kit.gateway import ANSWER, chat_model, failing_chain, gateway, rag_chain
@@ -110,8 +111,6 @@ def test_remote_runnable_shows_errors_in_the_middle_of_a_stream() -> None:
             yield chunk
         raise ComponentUnavailable("llm went away")
 
-    from langchain_core.runnables import RunnableGenerator
-
     with serving(gateway(RunnableGenerator(half))) as url:
         seen = []
         with pytest.raises(httpx.HTTPStatusError, match="no replica") as raised:
@@ -187,8 +186,9 @@ class Watched:
         return text
 
 
-def request_bytes(path: str, body: bytes) -> bytes:
-    head = f"POST {path} HTTP/1.1\r\nhost: gateway\r\ncontent-type: application/json\r\ncontent-length: {len(body)}\r\n\r\n"
+def request_bytes(path: str, body: bytes, headers: str = "") -> bytes:
+    kind = f"content-type: application/json\r\ncontent-length: {len(body)}\r\n"
+    head = f"POST {path} HTTP/1.1\r\nhost: gateway\r\n{kind}{headers}\r\n"
     return head.encode() + body
 
 
@@ -224,12 +224,41 @@ def test_a_client_that_leaves_in_the_middle_of_a_stream_cancels_its_run() -> Non
         finally:
             closed.set()
 
-    from langchain_core.runnables import RunnableGenerator
-
     with serving(gateway(RunnableGenerator(endless))) as url:
         with httpx.stream("POST", f"{url}/stream", json={"input": "why?"}) as response:
             next(response.iter_lines())
         assert closed.wait(20)
+
+
+def test_a_client_that_stops_reading_stops_its_own_chain_and_nobody_elses() -> None:
+    made: list[int] = []
+    closed = threading.Event()
+
+    async def chatter(chunks: AsyncIterator[str]) -> AsyncIterator[str]:
+        if "".join([chunk async for chunk in chunks]) == "why?":
+            yield ANSWER
+            return
+        try:
+            while True:
+                made.append(1)
+                yield "word " * 2000
+                await asyncio.sleep(0)
+        finally:
+            closed.set()
+
+    with serving(gateway(RunnableGenerator(chatter))) as url, socket.socket() as connection:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        connection.connect(("127.0.0.1", int(url.rsplit(":", 1)[1])))
+        connection.sendall(request_bytes("/stream", b'{"input": "go on"}', "x-request-timeout-seconds: 5\r\n"))
+        connection.recv(100)
+        seen = 0
+        while len(made) > seen:  # until what lies between is full
+            seen = len(made)
+            time.sleep(0.3)
+        assert len(made) < 2000, "20 MB wait for a client that does not read them"
+        assert httpx.post(f"{url}/invoke", json={"input": "why?"}).json()["output"] == ANSWER
+        assert closed.wait(20), "its deadline has passed, whether it reads or not"
+        assert httpx.get(f"{url}/info").json()["in_flight"] == 0
 
 
 def test_half_a_body_and_a_hang_up_leave_nothing_behind(url: str) -> None:

@@ -15,7 +15,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from patchwork_serving.components.embedder import OnnxEmbedder, Vectors
-from patchwork_serving.errors import EngineDied, EngineError, EngineRefused, GpuMissing, MissingExtra, ModelCorrupt
+from patchwork_serving.errors import (
+    EngineDied,
+    EngineError,
+    EngineRefused,
+    GpuMissing,
+    MissingExtra,
+    ModelCorrupt,
+    ModelTooLarge,
+)
 from patchwork_serving.models.registry import Locate
 
 T = TypeVar("T")
@@ -111,6 +119,11 @@ def loaded(kind: str, path: Path, device: str, **options: Any) -> Any:
         )
     try:
         return getattr(sentence_transformers, kind)(str(path), device=device, **options)
+    except torch.OutOfMemoryError as error:
+        raise ModelTooLarge(
+            f"{path.name} does not fit into the memory that is free on {device}; give it a larger share of a GPU (num_gpus), let the "
+            "others on it take less (gpu_memory_utilization), or run it on the CPU (num_gpus: 0)"
+        ) from error
     except Exception as error:  # of transformers, safetensors, json and more, which share no base
         raise ModelCorrupt(
             f"{path.name} cannot be loaded as a {kind} ({type(error).__name__}); fetch it again"
@@ -128,13 +141,14 @@ def in_pieces(
     while start < len(items):
         if stop is not None and stop.is_set():
             raise EngineDied("the callers of this batch have left")
+        piece = items[start : start + at_once]
         try:
-            done.append(run(items[start : start + at_once]))
+            done.append(run(piece))
         except torch.OutOfMemoryError as error:
             torch.cuda.empty_cache()
-            if at_once == 1:
+            if len(piece) == 1:
                 raise EngineError("the GPU's memory does not hold one text of this length; lower max_length") from error
-            at_once //= 2
+            at_once = len(piece) // 2
         else:
-            start += at_once
+            start += len(piece)
     return done

@@ -12,6 +12,7 @@ import contextlib
 import re
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import orjson
@@ -23,13 +24,13 @@ from patchwork_serving.components.engine import EngineCall
 from patchwork_serving.components.llm_routes import routed
 from patchwork_serving.components.openai_chunks import DONE, EventLines
 from patchwork_serving.components.vllm_loading import TOLD, Loaded, Told, load, unload
+from patchwork_serving.components.vllm_memory import WHOLE_GPU, check_memory
 from patchwork_serving.errors import EngineDied, EngineError, EngineRefused, ModelCorrupt, SetupError
+from patchwork_serving.gpus import gpu_bytes
 from patchwork_serving.models.registry import Locate
 
 DEFAULT_SLOTS = 256  #: sequences at once; what deadlines can bear bounds them further
 STEP_TOKENS = 8192  #: assumed until the engine has started and tells its own ``max_num_batched_tokens``
-#: vLLM's own share of a GPU for an engine that has it alone.
-WHOLE_GPU = 0.92
 
 _OK, _SERVER_FAULT = 200, 500
 #: vLLM quotes the value that it refuses; a message is not to hold what was asked.
@@ -48,6 +49,7 @@ class VllmEngine:
     ) -> None:
         self._locate = locate
         self._name = name
+        self._on_gpu = gpus > 0.0
         self._arguments = _completed(arguments, slots, gpus)
         self.slots: int = self._arguments["max_num_seqs"]
         self.step_tokens: int = self._arguments.get("max_num_batched_tokens") or STEP_TOKENS
@@ -66,6 +68,7 @@ class VllmEngine:
             raise ModelCorrupt(
                 f"{files.path.name} is no Hugging Face folder, which is what vLLM loads; give one, or choose llamacpp"
             )
+        await asyncio.to_thread(self.check_fit, files.path)
         self._loading = asyncio.create_task(load(files.path, self._name, self._arguments, asyncio.to_thread))
         # a thread cannot be cancelled: what it started is stopped by close()
         self._loaded = await asyncio.shield(self._loading)
@@ -79,6 +82,11 @@ class VllmEngine:
             await self.close()
             raise
         self._start_s = time.monotonic() - began
+
+    def check_fit(self, folder: Path) -> None:
+        """ModelTooLarge when the model cannot fit into the GPUs that are here; costs milliseconds."""
+        if self._on_gpu:
+            check_memory(self._name, folder, self._arguments, gpu_bytes())
 
     async def close(self) -> None:
         """Stop vLLM's processes, whatever they are doing; idempotent."""
