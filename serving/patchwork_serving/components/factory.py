@@ -12,7 +12,7 @@ from patchwork_serving.components.embedder import OnnxEmbedder
 from patchwork_serving.components.engine import BatchEngine, ContinuousEngine
 from patchwork_serving.components.llamacpp_engine import LlamaCppEngine, LlamaCppOptions
 from patchwork_serving.components.reranker import RerankerEngine
-from patchwork_serving.components.vllm_arguments import vllm_arguments
+from patchwork_serving.components.vllm_arguments import check_spread, vllm_arguments
 from patchwork_serving.components.vllm_engine import VllmEngine
 from patchwork_serving.config import Config, Paths
 from patchwork_serving.errors import ConfigError, SetupError
@@ -48,6 +48,7 @@ def _build(spec: ComponentSpec, name: str, locate: Locate) -> BatchEngine | Cont
                 arguments["slots"] = spec.slots
             return LlamaCppEngine(locate, name=name, options=LlamaCppOptions(**arguments))
         case "vllm":
+            check_spread(spec.id, name, spec.engine_args, spec.num_gpus)
             return VllmEngine(
                 locate,
                 name=name,

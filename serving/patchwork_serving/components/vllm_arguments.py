@@ -53,6 +53,25 @@ def gpus_of(given: Mapping[str, Any]) -> float:
     return float(given.get("tensor_parallel_size", 1) * given.get("pipeline_parallel_size", 1))
 
 
+def check_spread(component: str, model: str, given: Mapping[str, Any], gpus: float) -> None:
+    """ConfigError when the GPUs of a component and those that its engine spreads over contradict each other."""
+    if gpus > 1.0 and gpus != int(gpus):
+        raise ConfigError(
+            f"components.{component}.num_gpus: a share of one GPU, or a whole number of them; not {gpus:g}"
+        )
+    spread = int(gpus_of(given))
+    if (
+        gpus > 0.0
+        and spread > 1
+        and spread != gpus
+        and (gpus < 1.0 or gpus % spread or "tensor_parallel_size" in given)
+    ):
+        raise ConfigError(
+            f"models.{model}.engine_args: tensor_parallel_size × pipeline_parallel_size is {spread}, and components.{component} has "
+            f"{gpus:g} GPU; leave num_gpus out, or make them equal"
+        )
+
+
 def _is_a(value: object, wanted: type) -> bool:
     if wanted is float:
         return type(value) in (int, float)

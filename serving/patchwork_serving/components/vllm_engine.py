@@ -216,7 +216,7 @@ def _completed(arguments: Mapping[str, Any], slots: int | None, gpus: float) -> 
     if 0.0 < gpus < 1.0:
         derived["gpu_memory_utilization"] = round(WHOLE_GPU * gpus, 3)
     elif gpus > 1.0:
-        derived["tensor_parallel_size"] = int(gpus)
+        derived["tensor_parallel_size"] = int(gpus / arguments.get("pipeline_parallel_size", 1))
     completed = {**derived, **arguments}
     if completed.get("tensor_parallel_size", 1) > 1:
         # beside Ray, vLLM would ask Ray for GPUs of its own
