@@ -23,9 +23,12 @@ from patchwork_adapters.leaves import llamaindex as _llamaindex  # noqa: F401
 from patchwork_adapters.leaves.deferred import Deferred, module_replaced
 from patchwork_adapters.leaves.huggingface_calls import Methods, register_like, text_of
 from patchwork_adapters.leaves.llamacpp_bodies import (
+    calling,
+    calling_frames,
     chat_body,
     completion_body,
     engine_options,
+    forced_tool,
     refuse_other_models,
 )
 from patchwork_adapters.leaves.spec import ConstructHook, Facts, register_construct_hook
@@ -42,7 +45,11 @@ class RemoteLlama:
         return self._ask("complete", completion_body(prompt, self._seed, sampling), stream)
 
     def create_chat_completion(self, messages: Sequence[Any], stream: bool = False, **sampling: Any) -> Any:
-        return self._ask("chat", chat_body(messages, self._seed, sampling), stream)
+        reply = self._ask("chat", chat_body(messages, self._seed, sampling), stream)
+        tool = forced_tool(sampling)
+        if tool is None:
+            return reply
+        return calling_frames(tool, reply) if stream else calling(tool, reply)
 
     def _ask(self, operation: str, body: dict[str, Any], stream: bool) -> Any:
         return self._frames(operation, body) if stream else self._leaf.ask(operation, {"body": body})

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from patchwork_adapters.leaves.huggingface_fields import Unmapped
@@ -71,22 +71,67 @@ def completion_body(prompt: str, seed: int | None, arguments: Mapping[str, Any])
 
 
 def chat_body(messages: Sequence[Any], seed: int | None, arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """The request that ``Llama(seed=seed).create_chat_completion(messages, **arguments)`` would be."""
+    """The request that ``Llama(seed=seed).create_chat_completion(messages, **arguments)`` would be.
+
+    A tool that must be called is, as there, an answer in the form of its arguments: see :func:`forced_tool`.
+    """
     asked = {**_CHAT, **arguments}
     tools, choice = asked.pop("tools", None), asked.pop("tool_choice", None)
     wanted = asked.pop("response_format", None)
     body = {"messages": list(messages), **_sampling(seed, asked)}
-    if tools:
+    if isinstance(choice, dict):
+        schema = _named(tools or (), choice)["function"].get("parameters") or {"type": "object"}
+        wanted = {"type": "json_schema", "json_schema": {"name": "arguments", "schema": schema}}
+    elif tools:
         body["tools"] = list(tools)
-    if isinstance(choice, dict):  # engines differ in whether they can be told a name; all know "required"
-        name = choice["function"]["name"]
-        body["tools"] = [tool for tool in tools or () if tool["function"]["name"] == name]
-        choice = "required"
-    if choice:
-        body["tool_choice"] = choice
+        if choice:
+            body["tool_choice"] = choice
     if wanted:
         body["response_format"] = wanted
     return body
+
+
+def forced_tool(arguments: Mapping[str, Any]) -> str | None:
+    """Name of the one tool whose arguments the answer is."""
+    choice = arguments.get("tool_choice")
+    return str(choice["function"]["name"]) if isinstance(choice, dict) else None
+
+
+def _named(tools: Sequence[Mapping[str, Any]], choice: Mapping[str, Any]) -> Mapping[str, Any]:
+    name = choice["function"]["name"]
+    found = next((tool for tool in tools if tool["function"]["name"] == name), None)
+    if found is None:
+        raise ValueError(f"Tool choice '{name}' not found in tools.")  # as llama-cpp-python says it
+    return found
+
+
+def calling(name: str, reply: Mapping[str, Any]) -> dict[str, Any]:
+    """A whole answer that is the arguments of a tool, as a call of it."""
+    choice = reply["choices"][0]
+    text = choice["message"].get("content") or ""
+    call = {"id": _call_id(name, reply), "type": "function", "function": {"name": name, "arguments": text}}
+    message = {"role": "assistant", "content": None, "tool_calls": [call]}
+    return {**reply, "choices": [{**choice, "message": message, "finish_reason": "tool_calls"}]}
+
+
+def calling_frames(name: str, frames: Iterable[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
+    """As :func:`calling`, of the frames of a stream."""
+    opened = False
+    for frame in frames:
+        choice = frame["choices"][0]
+        function: dict[str, Any] = {"arguments": choice["delta"].get("content") or ""}
+        call: dict[str, Any] = {"index": 0, "function": function}
+        if not opened:
+            call |= {"id": _call_id(name, frame), "type": "function"}
+            function["name"] = name
+        delta = {"role": "assistant", "content": None, "tool_calls": [call]}
+        reason = choice.get("finish_reason") and "tool_calls"
+        opened = True
+        yield {**frame, "choices": [{**choice, "delta": delta, "finish_reason": reason}]}
+
+
+def _call_id(name: str, reply: Mapping[str, Any]) -> str:
+    return f"call__0_{name}_{reply.get('id', '')}"
 
 
 def _sampling(seed: int | None, arguments: Mapping[str, Any]) -> dict[str, Any]:

@@ -108,16 +108,25 @@ def test_a_chat_model_keeps_its_messages_in_both_forms(streaming: bool) -> None:
     assert (body["max_tokens"], body["temperature"], body["repeat_penalty"]) == (7, 0.8, 1.1)
 
 
-def test_a_tool_that_must_be_called_is_the_only_one_offered() -> None:
-    leaf = chat(streaming=False)
-    choice = {"type": "function", "function": {"name": "clock"}}
+def test_a_tool_that_must_be_called_is_an_answer_in_the_form_of_its_arguments() -> None:
+    """As llama-cpp-python does it, whatever the model's template knows of tools."""
+    leaf = chat()
+    bound = leaf.bind_tools([WEATHER, CLOCK], tool_choice={"type": "function", "function": {"name": "clock"}})
     with swapped(leaf) as engine:
-        leaf.bind_tools([WEATHER, CLOCK], tool_choice=choice).invoke("what time is it")
+        called = bound.invoke("what time is it")
+        streamed = None
+        for piece in bound.stream("what time is it"):
+            streamed = piece if streamed is None else streamed + piece
         leaf.bind_tools([WEATHER, CLOCK]).invoke("what time is it")
-    (_, forced), (_, free) = engine.asked
-    assert ([tool["function"]["name"] for tool in forced["tools"]], forced["tool_choice"]) == (["clock"], "required")
+    (_, forced), _, (_, free) = engine.asked
+    assert forced["response_format"]["json_schema"]["schema"] == CLOCK["function"]["parameters"]  # type: ignore[index]
+    assert "tools" not in forced
+    (call,) = called.additional_kwargs["tool_calls"]
+    assert (call["function"]["name"], call["function"]["arguments"]) == ("clock", "15 characters")
+    (call,) = streamed.tool_call_chunks
+    assert (call["name"], call["args"]) == ("clock", "15 characters")
     assert len(free["tools"]) == 2
-    assert "tool_choice" not in free
+    assert "response_format" not in free
 
 
 def test_a_grammar_goes_along(tmp_path: Path) -> None:
