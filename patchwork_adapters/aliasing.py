@@ -7,7 +7,7 @@ objects of the arguments in the result; the caller's side changes its own object
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,6 +36,7 @@ class Aliased:
 
     result: Any
     changes: Mapping[int, Any]  #: number -> the object's state now
+    reach: int  #: the largest number inside
 
 
 codec.register(50, Ref)
@@ -43,58 +44,63 @@ codec.register(51, Aliased)
 
 
 class Arguments:
-    """The objects inside the arguments of one call."""
+    """The objects inside the arguments of one call, outer ones first: the caller's side looks as deep as the other one refers."""
 
     def __init__(self, args: Any, kwargs: Mapping[str, Any]) -> None:
-        self._objects: list[Any] = []
-        self._numbers: dict[int, int] = {}
-        self._collect([list(args), dict(kwargs)])
+        root = [list(args), dict(kwargs)]
+        self._objects: list[Any] = [root]
+        self._numbers: dict[int, int] = {id(root): 0}
+        self._opened = 0  #: so many of the objects have been looked into
+        self._reach = -1  #: the largest number that was referred to
         self._before: list[bytes | None] = []
 
     def remember(self) -> None:
         """Before the call, where the leaf runs."""
+        while self._opened < len(self._objects):
+            self._open_next()
         self._before = [self._packed(obj) for obj in self._objects]
 
     def outcome(self, result: Any) -> Any:
         """After the call: the result, or an :class:`Aliased` when it takes more to say what happened."""
-        changes = {}
+        changed = {}
         for number, (obj, before) in enumerate(zip(self._objects, self._before, strict=True)):
             after = self._packed(obj)
             if after is not None and after != before:
-                changes[number] = self._state(obj)
+                changed[number] = obj
+        self._reach = max(changed, default=-1)  # from here on, what the reply refers to
+        changes = {number: self._state(obj) for number, obj in changed.items()}
         referred = self._each(result, self._refer)
-        return Aliased(referred, changes) if changes or _has_refs(referred) else result
+        return Aliased(referred, changes, self._reach) if self._reach >= 0 else result
 
     def accept(self, outcome: Any) -> Any:
         """On the caller's side: changes its objects and gives the result made of them."""
         if not isinstance(outcome, Aliased):
             return outcome
+        while len(self._objects) <= outcome.reach:  # before anything in them changes
+            self._open_next()
         for number, state in outcome.changes.items():
             _set_state(self._objects[number], self._each(state, self._resolve))
         return self._each(outcome.result, self._resolve)
 
-    def _collect(self, root: Any) -> None:
-        """The objects inside ``root``, each before those inside of it."""
-        numbers, objects = self._numbers, self._objects
-        carries_data: Callable[[type], bool] = _carries_data
+    def _open_next(self) -> None:
+        """Number the objects inside the next one."""
+        value = self._objects[self._opened]
+        self._opened += 1
+        if type(value) is not list:
+            self._number((value if type(value) is dict else value.__dict__).values())
+        elif not _ATOMS.issuperset(map(type, value)):  # else a vector, or empty
+            self._number(value)
 
-        def visit(value: Any, kind: type) -> None:
+    def _number(self, items: Iterable[Any]) -> None:
+        for item in items:
+            kind = type(item)
+            if kind in _ATOMS:
+                continue
             if issubclass(kind, tuple):
-                items: Any = value
-            else:
-                fields = value if kind is list or kind is dict else value.__dict__ if carries_data(kind) else None
-                if fields is None or id(value) in numbers:
-                    return
-                numbers[id(value)] = len(objects)
-                objects.append(value)
-                items = value if kind is list else fields.values()
-                if kind is list and _ATOMS.issuperset(map(type, items)):  # a vector, or empty
-                    return
-            for item in items:
-                if (inside := type(item)) not in _ATOMS:
-                    visit(item, inside)
-
-        visit(root, type(root))
+                self._number(item)
+            elif (kind is list or kind is dict or _carries_data(kind)) and id(item) not in self._numbers:
+                self._numbers[id(item)] = len(self._objects)
+                self._objects.append(item)
 
     def _state(self, obj: Any) -> Any:
         if type(obj) is list:
@@ -111,7 +117,10 @@ class Arguments:
 
     def _refer(self, value: Any) -> Any:
         number = self._numbers.get(id(value))
-        return value if number is None else Ref(number)
+        if number is None:
+            return value
+        self._reach = max(self._reach, number)
+        return Ref(number)
 
     def _resolve(self, value: Any) -> Any:
         return self._objects[value.number] if isinstance(value, Ref) else value
@@ -151,15 +160,3 @@ def _set_state(obj: Any, state: Any) -> None:
     fields = obj if type(obj) is dict else obj.__dict__
     fields.clear()
     fields.update(state)
-
-
-def _has_refs(value: Any) -> bool:
-    match value:
-        case Ref():
-            return True
-        case list() | tuple():
-            return any(map(_has_refs, value))
-        case dict():
-            return any(map(_has_refs, value.values()))
-        case _:
-            return False

@@ -14,6 +14,7 @@ import enum
 import functools
 import io
 import pickle
+import struct
 from collections.abc import Callable, Iterator
 from decimal import Decimal
 from typing import Any
@@ -45,7 +46,7 @@ from patchwork_adapters.redaction import redacted
 
 _TUPLE, _DICT, _SET, _FROZENSET, _BIGINT, _COMPLEX = 1, 2, 3, 4, 5, 6
 _DATETIME, _DATE, _TIME, _TIMEDELTA, _UUID, _DECIMAL, _BYTEARRAY = 10, 11, 12, 13, 14, 15, 16
-_NDARRAY, _NPSCALAR = 20, 21
+_NDARRAY, _NPSCALAR, _FLOATS = 20, 21, 22
 _MODEL, _ENUM, _RECORD, _TEXT = 30, 31, 32, 33
 _PICKLE, _ERROR = 40, 41
 _OUTCOME_VALUE, _OUTCOME_ERROR = b"\x00", b"\x01"
@@ -132,18 +133,29 @@ class _Encoder:
         if kind in _NATIVE:
             return value
         if kind is list:
-            if not value or (type(value[0]) in _NATIVE and _NATIVE.issuperset(map(type, value))):
-                return value
-            return [item if type(item) in _NATIVE else self._plain(item) for item in value]
+            return self._plain_list(value) if value else value
         if kind is dict:
-            if not value:
-                return value
             if not _ONLY_TEXT.issuperset(map(type, value)):
                 return _Ext((_DICT, self.pack([[key, item] for key, item in value.items()])))
-            return {key: item if type(item) in _NATIVE else self._plain(item) for key, item in value.items()}
-        if kind is int:
-            return value if _MIN_INT <= value <= _MAX_INT else _Ext((_BIGINT, str(value).encode()))
+            return self._plain_items(value)
         return self._ext(value)
+
+    def _plain_list(self, value: list[Any]) -> Any:
+        first = type(value[0])
+        if first in _NATIVE:
+            if first is float and len(value) >= _VECTOR and set(map(type, value)) == _ONLY_FLOAT:
+                return _Ext((_FLOATS, struct.pack(f"<{len(value)}d", *value)))
+            if _NATIVE.issuperset(map(type, value)):
+                return value
+        return [item if type(item) in _NATIVE else self._plain(item) for item in value]
+
+    def _plain_items(self, items: dict[str, Any]) -> dict[str, Any]:
+        if _NATIVE.issuperset(map(type, items.values())):
+            return items
+        return {
+            name: item if (kind := type(item)) in _NATIVE or (kind in _CONTAINERS and not item) else self._plain(item)
+            for name, item in items.items()
+        }
 
     def _ext(self, value: Any) -> Any:
         cls: type = type(value)
@@ -179,7 +191,7 @@ class _Encoder:
         """:func:`model_state`, plain: the fields are told apart here, because almost everything that crosses consists of models."""
         fields, extra, private = value.__dict__, value.__pydantic_extra__, value.__pydantic_private__
         return [
-            {name: item if type(item) in _NATIVE else self._plain(item) for name, item in fields.items()},
+            self._plain_items(fields),
             self._plain(extra) if extra else extra,
             sorted(value.__pydantic_fields_set__),
             self._plain(private) if private else private,
@@ -211,11 +223,18 @@ def _packed(plain: Any) -> bytes:
     try:
         packer = _packers.pop()
     except IndexError:
-        packer = msgpack.Packer(strict_types=True, unicode_errors="surrogatepass")
+        packer = msgpack.Packer(default=_beyond, strict_types=True, unicode_errors="surrogatepass")
     data: bytes = packer.pack(plain)
     if len(data) < _KEPT_BUFFER:  # a packer keeps the memory of the largest value that it packed
         _packers.append(packer)
     return data
+
+
+def _beyond(value: Any) -> Any:
+    """What msgpack has no form for: of what is plain, integers of more than 64 bits."""
+    if type(value) is not int:
+        raise TypeError
+    return _Ext((_BIGINT, str(value).encode()))
 
 
 class _Pickler(pickle.Pickler):
@@ -240,8 +259,15 @@ _ENCODER, _PLAIN_ENCODER = _Encoder(True), _Encoder(False)
 class _Decoder:
     def __init__(self, allow_pickle: bool) -> None:
         self._allow_pickle = allow_pickle
+        self.unpack: Callable[[bytes], Any] = functools.partial(
+            msgpack.unpackb, ext_hook=self.ext, strict_map_key=False, unicode_errors="surrogatepass"
+        )
 
     def ext(self, code: int, data: bytes) -> Any:
+        if code == _MODEL:
+            return rebuild_model(self.unpack(data))
+        if code == _FLOATS:
+            return np.frombuffer(data, "<f8").tolist()
         if code == _PICKLE:
             if not self._allow_pickle:
                 raise CodecError("a pickle is not allowed at this boundary")
@@ -253,9 +279,6 @@ class _Decoder:
                 raise CodecError("what passes between our own processes only is not allowed at this boundary")
             return _ours[code](*self.unpack(data))
         return _FROM_STATE[code](self.unpack(data))
-
-    def unpack(self, data: bytes) -> Any:
-        return msgpack.unpackb(data, ext_hook=self.ext, strict_map_key=False, unicode_errors="surrogatepass")
 
 
 _WITH_PICKLE, _WITHOUT_PICKLE = _Decoder(True), _Decoder(False)
@@ -278,9 +301,10 @@ _KEPT_BUFFER = 1 << 20
 _models: dict[type, bytes] = {}
 _codes: dict[type, int] = {}
 _ours: dict[int, type] = {}
-_NATIVE = frozenset({type(None), bool, float, str, bytes})
-_ONLY_TEXT = frozenset({str})
-_MIN_INT, _MAX_INT = -(2**63), 2**64 - 1
+_NATIVE = frozenset({type(None), bool, int, float, str, bytes})
+_ONLY_TEXT, _ONLY_FLOAT = frozenset({str}), frozenset({float})
+_CONTAINERS = frozenset({list, dict})
+_VECTOR = 16  #: so many numbers cross as an array
 _BY_TYPE: dict[type, tuple[int, Callable[[Any], Any]]] = {
     tuple: (_TUPLE, list),
     set: (_SET, list),
@@ -307,7 +331,6 @@ _FROM_STATE: dict[int, Callable[[Any], Any]] = {
     _DECIMAL: Decimal,
     _NDARRAY: rebuild_array,
     _NPSCALAR: rebuild_scalar,
-    _MODEL: rebuild_model,
     _ENUM: rebuild_enum,
     _RECORD: rebuild_record,
     _TEXT: rebuild_text,

@@ -31,10 +31,15 @@ def model_state(value: Any) -> list[Any]:
 
 def rebuild_model(state: list[Any]) -> Any:
     module, qualname, parts = state
+    return rebuild_as(_model_class(module, qualname), parts)
+
+
+@functools.lru_cache(maxsize=4096)
+def _model_class(module: str, qualname: str) -> type:
     cls = resolve_trusted(module, qualname)
     if not (isinstance(cls, type) and "__pydantic_core_schema__" in cls.__dict__):
         raise CodecError(f"{module}.{qualname} is no model")
-    return rebuild_as(cls, parts)
+    return cls
 
 
 def rebuild_as(cls: Any, state: list[Any]) -> Any:

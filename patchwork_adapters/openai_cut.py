@@ -172,12 +172,9 @@ class _Cut:
         self.base_url = base_url.rstrip("/")
         self.leaves: dict[str, str] = {}  #: component ("" for any) -> the leaf that this client is
 
-    def prepare(self, request: Any, body: bytes) -> _Asked | None:
+    def prepare(self, request: Any, operation: str | None, path: str, body: bytes) -> _Asked | None:
         """None when the request goes where it would have gone, unseen. Raises Untold."""
-        operation = ollama.operation_of(request.url.path)
-        parts = split_url(request.url.path)
-        path = ollama.OPERATIONS[operation] if operation is not None else parts[1] if parts is not None else None
-        if request.method != "POST" or path is None or not self.owner.is_active():
+        if not self.owner.is_active():
             return None
         document = json_object(body)
         model = document.get("model")
@@ -232,9 +229,18 @@ class _Asked:
         return None if self.ollama_operation is None else ollama.Stream(self.ollama_operation, self.model)
 
 
-def _wants_body(request: Any) -> bool:
-    path = request.url.path
-    return request.method == "POST" and (split_url(path) is not None or ollama.operation_of(path) is not None)
+def _operation(request: Any) -> tuple[str | None, str] | None:
+    """What is asked for: (operation of Ollama's API or None, path of the OpenAI protocol); None for anything else."""
+    return _operation_of(request.url.path) if request.method == "POST" else None
+
+
+@functools.lru_cache(maxsize=256)
+def _operation_of(url_path: str) -> tuple[str | None, str] | None:
+    operation = ollama.operation_of(url_path)
+    if operation is not None:
+        return operation, ollama.OPERATIONS[operation]
+    parts = split_url(url_path)
+    return None if parts is None else (None, parts[1])
 
 
 def _untold(httpx: Any, error: ollama.Untold) -> Any:
@@ -276,7 +282,8 @@ def _sync_class(httpx: Any) -> type[Any]:
     class PatchworkTransport(_Cut, httpx.BaseTransport):  # type: ignore[misc]
         def handle_request(self, request: Any) -> Any:
             try:
-                asked = self.prepare(request, request.read()) if _wants_body(request) else None
+                wanted = _operation(request)
+                asked = self.prepare(request, *wanted, request.read()) if wanted is not None else None
             except ollama.Untold as error:
                 return _untold(httpx, error)
             if asked is None:
@@ -329,7 +336,8 @@ def _async_class(httpx: Any) -> type[Any]:
     class AsyncPatchworkTransport(_Cut, httpx.AsyncBaseTransport):  # type: ignore[misc]
         async def handle_async_request(self, request: Any) -> Any:
             try:
-                asked = self.prepare(request, await request.aread()) if _wants_body(request) else None
+                wanted = _operation(request)
+                asked = self.prepare(request, *wanted, await request.aread()) if wanted is not None else None
             except ollama.Untold as error:
                 return _untold(httpx, error)
             if asked is None:

@@ -14,6 +14,7 @@ import contextvars
 import copy
 import functools
 import inspect
+import operator
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from typing import Any
 
@@ -154,6 +155,13 @@ def baseline_of(obj: Any) -> dict[str, Any]:
 def _changed_fields(obj: Any, binding: Binding) -> dict[str, Any]:
     fields = getattr(obj, "__dict__", {})
     baseline = binding.baseline
+    # told from here at once, as nearly always: nothing was set since
+    if (
+        len(fields) == len(baseline)
+        and all(map(operator.is_, fields, baseline))
+        and all(map(operator.is_, fields.values(), baseline.values()))
+    ):
+        return {}
     changed = {
         name: value
         for name, value in fields.items()
@@ -194,7 +202,12 @@ def _travels(name: str, value: Any, before: Any) -> bool:
 
 
 def _is_callback(value: Any) -> bool:
-    return type(value).__module__.startswith(_CALLBACKS)
+    return _is_callback_class(type(value))
+
+
+@functools.lru_cache(maxsize=4096)
+def _is_callback_class(cls: type) -> bool:
+    return cls.__module__.startswith(_CALLBACKS)
 
 
 class OwnLeafRunner:

@@ -6,6 +6,7 @@ cookies and whatever else a client sends never get past :func:`encode_request`.
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -49,11 +50,13 @@ class Router(Protocol):
 
 def kept_headers(raw: Iterable[tuple[bytes, bytes]]) -> dict[str, str]:
     """Those that cross, of a client's request as it has them: its other headers need not be read."""
-    return {
-        name: value.decode("ascii", "replace")
-        for key, value in raw
-        if (name := key.decode("ascii", "replace").lower()) in _KEPT_HEADERS
-    }
+    return {name: value.decode("ascii", "replace") for key, value in raw if (name := _kept_name(key)) is not None}
+
+
+@functools.lru_cache(maxsize=256)
+def _kept_name(key: bytes) -> str | None:
+    name = key.decode("ascii", "replace").lower()
+    return name if name in _KEPT_HEADERS else None
 
 
 def encode_request(request: HttpRequest) -> bytes:
