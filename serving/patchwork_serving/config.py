@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
 
 import platformdirs
 import yaml
@@ -20,6 +21,7 @@ from pydantic import (
     Field,
     Tag,
     ValidationError,
+    field_validator,
     model_validator,
 )
 
@@ -103,6 +105,18 @@ class ModelConfig(_Strict):
     )
     engine: Literal["llamacpp", "onnx", "vllm", "reranker", "transformers", "external", "emulated"] | None = None
     engine_args: dict[str, Any] = Field(default_factory=dict)
+
+    @field_validator("source")
+    @classmethod
+    def _holds_no_key(cls, source: str | None) -> str | None:
+        """It is written into releases and shown. What else a URL may hold would not reach the server: only its path is added to."""
+        if source is not None and source.startswith(("http://", "https://")):
+            parts = urlsplit(source)
+            if parts.username is not None or parts.query or parts.fragment:
+                raise ValueError(
+                    "write the server's base URL without a user, a password or a query: the key of your code's client goes along anyway"
+                )
+        return source
 
 
 class EmulateConfig(_Strict):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
@@ -32,3 +34,20 @@ def cut(cluster: FakeCluster) -> Iterator[OpenAICut]:
         cut.install()
         yield cut
         cut.undo()
+
+
+@pytest.fixture(autouse=True)
+def settings_as_before() -> Iterator[None]:
+    """LlamaIndex's ``Settings`` belong to the process, and modules of chains set them when they are imported."""
+    settings = _settings()
+    before = dict(vars(settings)) if settings is not None else None
+    yield
+    settings = _settings()
+    if settings is not None:
+        vars(settings).clear()
+        vars(settings).update(before if before is not None else vars(type(settings)()))
+
+
+def _settings() -> Any:
+    module = sys.modules.get("llama_index.core.settings")
+    return getattr(module, "Settings", None)

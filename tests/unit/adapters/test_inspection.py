@@ -175,3 +175,15 @@ def test_ids_are_readable_and_never_taken_twice() -> None:
 )
 def test_local_urls(url: str, expected: bool) -> None:
     assert is_local_url(url) is expected
+
+
+def test_a_module_may_set_llamaindexs_settings() -> None:
+    settings = pytest.importorskip("llama_index.core").Settings
+    settings.embed_model, settings.chunk_size = pytest.importorskip("llama_index.core").MockEmbedding(4), 77
+    assert settings.embed_model is not None
+
+
+def test_and_the_next_test_finds_them_as_they_were() -> None:
+    """Not set, or the leaves of chains that have nothing to do with the module would be found in them."""
+    settings = pytest.importorskip("llama_index.core").Settings
+    assert vars(settings) == vars(type(settings)())

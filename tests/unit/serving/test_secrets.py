@@ -14,6 +14,7 @@ import openai
 import pytest
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
+from kit.planning import component, profile
 from patchwork_adapters import codec, redaction
 from patchwork_adapters.errors import AdapterError
 from patchwork_adapters.inspection import inspect_chain
@@ -21,14 +22,18 @@ from patchwork_adapters.record import ImportRecord, RecordingTransport
 from patchwork_adapters.target import load_target, parse_target
 from patchwork_adapters.transport import LeafCall
 from patchwork_adapters.walk import find_leaves
+from patchwork_scheduler.plan import make_plan
+from patchwork_scheduler.resources import Resources
 from patchwork_serving import cli_inspect
+from patchwork_serving.applying import apply_plan
 from patchwork_serving.assign import assign
 from patchwork_serving.cli import run
 from patchwork_serving.cli_faults import report
 from patchwork_serving.components.host import error_frame
-from patchwork_serving.config import Config
-from patchwork_serving.errors import UsageError
+from patchwork_serving.config import Config, load_config
+from patchwork_serving.errors import ConfigError, UsageError
 from patchwork_serving.gateway.faults import fault_of, log_unexpected
+from patchwork_serving.models.registry import ResolvedModel
 from patchwork_serving.release import ComponentSpec, Release
 from patchwork_serving.telemetry import RequestTelemetry, open_tracing
 
@@ -103,10 +108,10 @@ def target(tmp_path: Path) -> Iterator[str]:
     sys.modules.pop("chain_of_secrets", None)
 
 
-def released(target: str) -> Release:
+def released(target: str, find_model: Any = lambda name, kind: None) -> Release:
     loaded = load_target(parse_target(target))
     walk = find_leaves(loaded.chain, loaded.module, loaded.root)
-    assigned = assign(walk.leaves, Config(), lambda name, kind: None)
+    assigned = assign(walk.leaves, Config(), find_model)
     graph = inspect_chain(loaded.chain, loaded.module, target=target, root=loaded.root)
     return Release("app", target, "", graph, assigned.specs)
 
@@ -251,3 +256,35 @@ async def test_import_records_keep_errors_without_the_keys_in_them() -> None:
     with pytest.raises(openai.AuthenticationError, match=r"Incorrect API key provided: \*\*\*") as caught:
         codec.decode_outcome(kept[0])
     assert caught.value.status_code == 401
+
+
+@pytest.mark.parametrize(
+    "url", [f"https://ann:pw-{MARK}@models.example/v1", f"https://models.example/v1?key=sk-{MARK}-key"]
+)
+def test_a_key_in_a_servers_url_is_refused_before_a_release_or_a_plan_is_made(
+    url: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], target: str
+) -> None:
+    config = tmp_path / "patchwork.yaml"
+    config.write_text(f"models: {{gpt-x: {{source: '{url}', engine: external}}}}", encoding="utf-8")
+    with pytest.raises(ConfigError, match="models.gpt-x.source: .* without a user") as caught:
+        load_config(config)
+    assert MARK not in str(caught.value)
+    profile(component("llm", cpu={1: 0.1})).save(tmp_path / "profile.json")
+    assert run(["plan", target, "--config", str(config), "--profile", str(tmp_path / "profile.json")]) == 2
+    told = capsys.readouterr()
+    assert MARK not in told.out + told.err
+    assert "models.gpt-x.source" in told.err
+
+
+def test_plans_and_the_releases_that_they_become_have_none(target: str, tmp_path: Path) -> None:
+    models = {"gpt-x": ResolvedModel("gpt-x", "llm", "external", "https://models.example/v1")}
+    release = released(target, lambda name, kind: models.get(name))
+    assert {"base_url": "https://models.example/v1"} in [dict(spec.engine_args) for spec in release.components]
+    placed = [spec.id for spec in release.components if spec.way != "external"]
+    measured = profile(*(component(name, cpu={1: 0.1}) for name in placed), chain=target)
+    made = make_plan(measured, Resources.machine(cpus=8, gpus=0))
+    made.save(tmp_path / "plan.json")
+    planned = apply_plan(release, made)
+    for text in ((tmp_path / "plan.json").read_text(encoding="utf-8"), json.dumps(planned.to_json()), repr(made)):
+        assert MARK not in text
+        assert placed[0] in text
