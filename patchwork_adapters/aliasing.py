@@ -92,13 +92,14 @@ class Arguments:
             self._number(value)
 
     def _number(self, items: Iterable[Any]) -> None:
+        carries_data: Callable[[type], bool] = _carries_data
         for item in items:
-            kind = type(item)
+            kind: type = type(item)
             if kind in _ATOMS:
                 continue
             if issubclass(kind, tuple):
                 self._number(item)
-            elif (kind is list or kind is dict or _carries_data(kind)) and id(item) not in self._numbers:
+            elif (kind is list or kind is dict or carries_data(kind)) and id(item) not in self._numbers:
                 self._numbers[id(item)] = len(self._objects)
                 self._objects.append(item)
 

@@ -202,7 +202,8 @@ def _travels(name: str, value: Any, before: Any) -> bool:
 
 
 def _is_callback(value: Any) -> bool:
-    return _is_callback_class(type(value))
+    cls: type = type(value)
+    return _is_callback_class(cls)
 
 
 @functools.lru_cache(maxsize=4096)
