@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,7 @@ from patchwork_serving.bench.run import SLO_FACTOR
 
 
 def main() -> None:
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # what was started is stopped then, too
     options = _options()
     engines = Engines(options.engines == "emulated", options.slower)
     document = results.continued(options.output, _conditions(engines, options), {"applications": {}})

@@ -16,6 +16,7 @@ import collections
 import json
 import os
 import re
+import signal
 import sys
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
@@ -48,6 +49,7 @@ def main() -> None:
     parser.add_argument("-o", "--output", type=Path, required=True)
     parser.add_argument("--questions", type=int, default=12)
     options = parser.parse_args()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # what was started is stopped then, too
     app = APPLICATIONS[options.application]
     rows = [row for row in app.rows() if "answer" in row][: options.questions]
     document = results.continued(options.output, {"engines": "real small models, temperature 0"}, {"applications": {}})

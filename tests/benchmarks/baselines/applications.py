@@ -29,6 +29,7 @@ class Application:
     needs_postgres: bool = False  #: the chain itself reads DATABASE_URL
     inputs: Path = EXAMPLES / "questions.jsonl"
     calls: Mapping[str, float] = field(default_factory=dict)  #: of each LLM by a request, in the mean
+    streams: bool = True
 
     @property
     def target(self) -> str:
@@ -104,7 +105,7 @@ _ALL = (
     # the questions are plain ones for the most part: one index, one answer
     Application(
         "subquestion", EXAMPLES / "llamaindex_router.py", "query_engine", {**EMBEDDER, CHAT: {**ANSWER, "n_out": [24, 48]}},
-        calls={CHAT: 1.5},
+        calls={CHAT: 1.5}, streams=False,
     ),
 )  # fmt: skip
 APPLICATIONS = {app.name: app for app in _ALL}
