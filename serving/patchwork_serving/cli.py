@@ -128,7 +128,10 @@ def profile(
     min_gain: Annotated[
         float, typer.Option("--min-gain", help="Stop when a batch twice as large completes less than this share more.")
     ] = 0.1,
-    budget: Annotated[str, typer.Option("--budget", help="Longest time for one component.")] = "40s",
+    budget: Annotated[
+        str | None,
+        typer.Option("--budget", help="Longest time for one component; default: 40s, and 120s for all together."),
+    ] = None,
     config: Annotated[
         Path | None, typer.Option("--config", help="patchwork.yaml; default: the one beside the target.")
     ] = None,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from patchwork_scheduler.profile_model import Measured, Profile
@@ -30,7 +30,7 @@ class Wish:
     samples: int = 20
     max_batch: int = 64
     min_gain: float = 0.1
-    budget: str = "40s"
+    budget: str | None = None  #: of each component; None: the default, and one for all together
     config: Path | None = None
     input_key: str | None = None
 
@@ -59,7 +59,10 @@ def profile(wish: Wish, *, as_json: bool) -> None:
 def _search(wish: Wish) -> Search:
     if not (math.isfinite(wish.min_gain) and 0 <= wish.min_gain <= 1):
         raise UsageError(f"--min-gain: {wish.min_gain:g} must be a share from 0 to 1")
-    return Search(max_batch=wish.max_batch, least_gain=wish.min_gain, budget_s=seconds("--budget", wish.budget))
+    search = Search(max_batch=wish.max_batch, least_gain=wish.min_gain)
+    if wish.budget is None:
+        return search
+    return replace(search, budget_s=seconds("--budget", wish.budget), total_s=math.inf)
 
 
 def show(found: Profile) -> None:

@@ -12,6 +12,7 @@ import os
 import pickle
 import sys
 import threading
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -69,10 +70,14 @@ async def profile(task: Task, progress: ProgressSink) -> Profile:
         await asyncio.to_thread(orchestrator.close)
     used = usage(sampled.requests)
     components = []
+    began, left = time.monotonic(), len(_measured_ids(task))
     for spec in task.bundle.release.components:
+        search = task.search.for_one(time.monotonic() - began, max(1, left))
+        left -= spec.id in _measured_ids(task)
+        found = replace(task, search=search)
         components.append(
             await _component(
-                spec, calls.of.get(spec.id, []), used.get(spec.id), handle_of, ready.get(spec.id), task, progress
+                spec, calls.of.get(spec.id, []), used.get(spec.id), handle_of, ready.get(spec.id), found, progress
             )
         )
     return Profile(
@@ -141,6 +146,10 @@ async def _measured(
     best = max(measured.points, key=lambda p: p.batch / p.seconds)
     progress.end(step_id, f"{best.batch / best.seconds:.3g} calls/s at batch {best.batch}")
     return measured, min((p.tokens for p in measured.points if p.tokens is not None), default=None)
+
+
+def _measured_ids(task: Task) -> frozenset[str]:
+    return frozenset(spec.id for spec in _placed(task.bundle)) - {component.id for component in task.known}
 
 
 def _placed(bundle: Bundle) -> list[ComponentSpec]:

@@ -27,10 +27,19 @@ class Search:
 
     max_batch: int = 64
     least_gain: float = 0.1  #: of throughput, from one batch to the next, twice as large (paper, section 3.2)
-    budget_s: float = 40.0  #: for one component
+    budget_s: float = 40.0  #: for one component, at most
+    total_s: float = (
+        120.0  #: for all components together; with start, samples and stop five of them take less than four minutes
+    )
     enough_s: float = 1.0  #: of measuring at one batch
     least_rounds: int = 2  #: where a round takes no more than a tenth of the budget: prompts differ
     most_rounds: int = 100
+    alike: float = 0.1  #: two long batches that differ by no more of each other need no third
+
+    def for_one(self, spent_s: float, components_left: int) -> Search:
+        """The search of the next component: what those before left over is shared by those that follow."""
+        share_s = max(0.0, self.total_s - spent_s) / components_left
+        return replace(self, budget_s=min(self.budget_s, share_s))
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,8 +93,8 @@ class Sweep:
         """Twice as many at once, until that gains too little or time is up."""
         samples = [await self._enough(1)]
         while (batch := samples[-1].batch * 2) <= self.search.max_batch:
-            expected_s = 2 * samples[-1].typical_s  # at worst
-            if self.clock() + expected_s > until:
+            each_s = 2 * samples[-1].typical_s  # at worst
+            if self.clock() + each_s * max(1, self._rounds(each_s)) > until:
                 break
             samples.append(await self._enough(batch))
             if gain(samples[-2], samples[-1]) < self.search.least_gain:
@@ -116,13 +125,21 @@ class Sweep:
         """Again and again until enough time was measured, or often enough: short batches are noisy."""
         self.told(batch)
         sample = await self._one(batch, 1, self._frames)
-        rounds = min(self.search.most_rounds, math.ceil(self.search.enough_s / max(sample.typical_s, 1e-4)))
-        if sample.typical_s * 10 < self.search.budget_s:
-            rounds = max(rounds, self.search.least_rounds)
+        rounds = self._rounds(sample.typical_s)
         if rounds < 2:
             return sample
+        if sample.typical_s >= self.search.enough_s:
+            again = await self._one(batch, 1, self._frames)
+            if abs(again.typical_s - sample.typical_s) <= self.search.alike * sample.typical_s:
+                return _both(sample, again)
         # the first round of a batch size may allocate: it counts only when there is no other
         return await self._one(batch, rounds, self._frames)
+
+    def _rounds(self, typical_s: float) -> int:
+        """Of a batch that takes so long."""
+        rounds = min(self.search.most_rounds, math.ceil(self.search.enough_s / max(typical_s, 1e-4)))
+        affordable = typical_s * 10 < self.search.budget_s
+        return max(rounds, self.search.least_rounds) if affordable else rounds
 
     async def _one(self, batch: int, rounds: int, frames: Callable[[int], list[tuple[LeafCall, bytes]]]) -> Sample:
         sent = frames(batch * rounds)
@@ -146,6 +163,15 @@ class Sweep:
 
     def _speaks_tokens(self, samples: Sequence[Sample]) -> bool:
         return self.spec.kind == "llm" and self.spec.way != "own" and bool(samples[0].n_out)
+
+
+def _both(one: Sample, other: Sample) -> Sample:
+    """Two rounds as one sample."""
+    tokens = None if one.tokens is None or other.tokens is None else (one.tokens + other.tokens) / 2
+    return replace(
+        other, seconds=one.seconds + other.seconds, tokens=tokens,
+        n_in=(one.n_in + other.n_in) / 2, n_out=(one.n_out + other.n_out) / 2,
+    )  # fmt: skip
 
 
 def gain(before: Sample, after: Sample) -> float:

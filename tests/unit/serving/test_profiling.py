@@ -67,6 +67,22 @@ def test_no_batch_is_begun_that_would_take_longer_than_the_budget_leaves() -> No
     assert machine.now <= 30.0
 
 
+def test_the_time_for_all_components_is_shared_and_what_one_leaves_the_next_may_use() -> None:
+    search = Search(budget_s=40.0, total_s=120.0)
+    assert search.for_one(spent_s=0.0, components_left=5).budget_s == 24.0
+    assert search.for_one(spent_s=6.0, components_left=3).budget_s == 38.0
+    assert search.for_one(spent_s=10.0, components_left=1).budget_s == 40.0
+    assert search.for_one(spent_s=130.0, components_left=1).budget_s == 0.0  # it is measured all the same, one by one
+
+
+def test_long_batches_that_agree_are_run_twice_and_others_a_third_and_fourth_time() -> None:
+    noise = iter([1.0, 1.0, 1.05, 1.0, 1.3, 1.2, 1.2])  # the first call of all; two of one; two and two of two
+    machine = Machine(lambda batch: batch * next(noise))
+    found = sweep(machine, max_batch=2, least_gain=-1.0, budget_s=100.0)
+    assert machine.tried == [1, 1, 1, 2, 2, 2]
+    assert [(p.batch, p.seconds) for p in found.points] == [(1, 1.025), (2, 2.4)]
+
+
 def test_a_batch_that_is_allowed_no_longer_is_not_tried() -> None:
     found = sweep(Machine(lambda _: 0.1), max_batch=4)
     assert [p.batch for p in found.points] == [1, 2, 4]
