@@ -29,7 +29,7 @@ import results
 import yaml
 
 from kit.deployed import Home, a_home
-from kit.sustained import Loads, Sustains, sustains
+from kit.sustained import ABOVE, Loads, Sustains, sustains
 from kit.virtual_time import VirtualLoop, run_virtually
 from patchwork_scheduler.plan import make_plan
 from patchwork_scheduler.plan_model import Fixed, Goal, Plan
@@ -51,13 +51,14 @@ SLO_FACTOR = 2.0
 
 @dataclass(frozen=True)
 class Shape:
-    """A chain, what it may use, how long a request may take without waiting, and how often it calls each component."""
+    """A chain, what it may use, how long a request may take without waiting, how often it calls each component, and its overload."""
 
     name: str
     cpus: int
     gpus: int
     slo_s: float
     visits: dict[str, float]
+    above: float = ABOVE
 
 
 SHAPES = {
@@ -65,7 +66,7 @@ SHAPES = {
         "crag", 4, 9, 7.0,
         {"retriever-search": 1, "llm-grader": 1, "llm-rewriter": 0.3, "retriever-web": 0.3, "llm-generator": 1},
     ),
-    "ircot": Shape("ircot", 4, 6, 4.2, {"retriever-search": 5, "llm-reasoner": 5, "llm-answerer": 1}),
+    "ircot": Shape("ircot", 4, 6, 4.2, {"retriever-search": 5, "llm-reasoner": 5, "llm-answerer": 1}, above=1.1),
     "hipporag": Shape(
         "hipporag", 4, 6, 5.0, {"llm-extractor": 1, "embedder-entities": 1, "retriever-pagerank": 1, "llm-generator": 1}
     ),
@@ -187,6 +188,7 @@ def measure(home: Home, shape: Shape, plan: Plan, loads: Loads) -> Sustains:
 
 def compare(home: Home, shape: Shape, loads: Loads) -> dict[str, Any]:
     cores = os.cpu_count() or 1
+    loads = dataclasses.replace(loads, above=shape.above)
     rows: dict[str, Any] = {}
     for how, plan in plans(shape, profiled(shape, load_config(CHAINS / f"{shape.name}.yaml"))).items():
         found = measure(home, shape, plan, loads)
@@ -222,6 +224,7 @@ def compare(home: Home, shape: Shape, loads: Loads) -> dict[str, Any]:
         "cpus": shape.cpus,
         "gpus": shape.gpus,
         "planned_for_slo_s": shape.slo_s,
+        "loads": dataclasses.asdict(loads),
     }
 
 
@@ -245,7 +248,7 @@ def main() -> None:
         with a_home() as home:  # one for each: what Ray keeps of the shape before is not this one's load
             found = compare(home, SHAPES[name], loads)
         if options.output is not None:
-            _write(options.output, name, found, loads)
+            _write(options.output, name, found)
 
 
 def _predict(shape: Shape) -> None:
@@ -256,14 +259,13 @@ def _predict(shape: Shape) -> None:
         )
 
 
-def _write(output: Path, name: str, found: dict[str, Any], loads: Loads) -> None:
+def _write(output: Path, name: str, found: dict[str, Any]) -> None:
     """Shapes may be measured one by one: the others' results are kept."""
     document: dict[str, Any] = json.loads(output.read_text()) if output.is_file() else {"shapes": {}}
     document["environment"] = {
         "emulated": "every component, in the time of profiles of one H100, slowed as the chains' settings say",
         "cores": os.cpu_count(),
         "date": datetime.now(UTC).date().isoformat(),
-        **dataclasses.asdict(loads),
     }
     document["shapes"][name] = found
     results.write(output, document)
