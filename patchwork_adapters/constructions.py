@@ -12,6 +12,7 @@ import builtins
 import dis
 import functools
 import importlib
+import inspect
 import linecache
 import sys
 from collections.abc import Iterator, Mapping
@@ -51,6 +52,7 @@ class Construction:
     where: str  #: ``file.py:12``
     names: tuple[str, ...]  #: by which the code knows what it constructs
     arguments: Arguments | None  #: None: known only when it happens
+    by: str = ""  #: the class method, such as ``from_model_id``, when it is not the constructor
 
 
 def constructions_in(function: FunctionType) -> tuple[Construction, ...]:
@@ -68,12 +70,12 @@ def _found(function: FunctionType, code: CodeType) -> Iterator[tuple[_Place, Con
             continue
         names = _Names(function, code)
         try:
-            cls = names.value(call.func)
+            cls, by = names.constructed(call.func)
         except _Unknown:
             continue
         if isinstance(cls, type) and (spec_for(cls) is not None or is_openai_client(cls)):
             where = f"{Path(code.co_filename).name}:{call.lineno}"
-            yield place, Construction(cls, where, (cls.__name__, *_names_of(call)), names.arguments(call))
+            yield place, Construction(cls, where, (cls.__name__, *_names_of(call)), names.arguments(call), by)
     for constant in code.co_consts:
         if isinstance(constant, CodeType):
             yield from _found(function, constant)
@@ -131,6 +133,15 @@ class _Names:
                 self._known.pop(name, None)
             self._local.discard(name)
         self._imported = dict(_imports(code))
+
+    def constructed(self, called: ast.AST) -> tuple[Any, str]:
+        """What is called, and by which of its class methods (``HuggingFacePipeline.from_model_id``). Raises _Unknown."""
+        match called:
+            case ast.Attribute(value=inner, attr=attr) if attr.startswith("from_"):
+                cls = self.value(inner)
+                if isinstance(cls, type) and isinstance(inspect.getattr_static(cls, attr, None), classmethod):
+                    return cls, attr
+        return self.value(called), ""
 
     def arguments(self, call: ast.Call) -> Arguments | None:
         try:

@@ -83,6 +83,9 @@ class Constructions:
         spec = spec_for(cls)
         if spec is not None and _is_store(spec):  # what it is filled with is the request's
             return " on every call"
+        if construction.by:
+            self.local[cls] = None
+            return f" by {construction.by}"
         if arguments is None:
             self.local[cls] = None
             return " with what is known only then"

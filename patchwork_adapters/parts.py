@@ -19,7 +19,7 @@ Step = tuple[str, Any]  #: text appended to the path, object
 _PRIMITIVE = (str, bytes, bytearray, int, float, complex, bool, type(None), type, BuiltinFunctionType, CodeType)
 _UNSEEN_PACKAGES = (
     "logging.", "threading.", "_thread.", "asyncio.", "pydantic.", "pydantic_core.", "typing.", "numpy.", "re.", "concurrent.", "queue.",
-    "contextvars.", "weakref.", "tiktoken.", "pathlib.", "datetime.", "ssl.", "inspect.",
+    "contextvars.", "weakref.", "patchwork_adapters.leaves.deferred.", "tiktoken.", "pathlib.", "datetime.", "ssl.", "inspect.",
 )  # fmt: skip
 #: Bulk data: thousands of objects, no leaves.
 _DATA = frozenset({

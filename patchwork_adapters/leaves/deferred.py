@@ -10,19 +10,24 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from contextvars import ContextVar
 from types import ModuleType
 from typing import Any
 
-_OWN = frozenset(
-    {"deferred_build", "deferred_known", "deferred_set", "deferred_settings", "deferred_real", "deferred_lock"}
-)
+_OWN = frozenset({
+    "deferred_build", "deferred_known", "deferred_set", "deferred_settings", "deferred_real", "deferred_lock", "deferred_kind",
+    "deferred_fluent", "deferred_calls",
+})  # fmt: skip
+#: Whether the running code builds something real: what it constructs on the way is needed now.
+_BUILDING: ContextVar[bool] = ContextVar("patchwork_building_deferred", default=False)
 
 
 class Deferred:
     """Acts as ``build()`` would.
 
     ``known`` attributes are answered without building. Attributes that are set before it is built are set on the real object, too.
-    ``settings`` is how it was asked for, kept for whoever maps it onto an engine.
+    ``settings`` is how it was asked for, kept for whoever maps it onto an engine. ``kind`` is the class that it says it is of.
+    ``fluent``: methods that change the object and return it, such as ``eval``: their calls are kept, and made when it is built.
     """
 
     def __init__(
@@ -30,6 +35,8 @@ class Deferred:
         build: Callable[[], Any],
         known: Mapping[str, Any] | None = None,
         settings: Mapping[str, Any] | None = None,
+        kind: type | None = None,
+        fluent: frozenset[str] = frozenset(),
     ) -> None:
         self.deferred_build = build
         self.deferred_known = dict(known or {})
@@ -37,6 +44,13 @@ class Deferred:
         self.deferred_settings = dict(settings or {})
         self.deferred_real: Any = None
         self.deferred_lock = threading.RLock()
+        self.deferred_kind = kind
+        self.deferred_fluent = fluent
+        self.deferred_calls: list[tuple[str, tuple[Any, ...], dict[str, Any]]] = []
+
+    @property  # type: ignore[misc]
+    def __class__(self) -> type:
+        return self.deferred_kind or Deferred
 
     def __getattr__(self, name: str) -> Any:
         if name in _OWN or (name.startswith("__") and name.endswith("__")):
@@ -44,7 +58,16 @@ class Deferred:
         for answers in (self.deferred_set, self.deferred_known):
             if name in answers:
                 return answers[name]
+        if name in self.deferred_fluent and self.deferred_real is None:
+            return lambda *args, **kwargs: self._later(name, args, kwargs)
         return getattr(real_of(self), name)
+
+    def _later(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        with self.deferred_lock:
+            if self.deferred_real is not None:
+                return getattr(self.deferred_real, name)(*args, **kwargs)
+            self.deferred_calls.append((name, args, kwargs))
+            return self
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name in _OWN:
@@ -75,7 +98,13 @@ def real_of(deferred: Deferred) -> Any:
     """The real object; built once, whichever thread comes first."""
     with deferred.deferred_lock:
         if deferred.deferred_real is None:
-            real = deferred.deferred_build()
+            token = _BUILDING.set(True)
+            try:
+                real = deferred.deferred_build()
+            finally:
+                _BUILDING.reset(token)
+            for name, args, kwargs in deferred.deferred_calls:
+                real = getattr(real, name)(*args, **kwargs)
             for name, value in deferred.deferred_set.items():
                 setattr(real, name, value)
             deferred.deferred_real = real
@@ -103,3 +132,7 @@ def module_replaced(name: str, **attributes: Any) -> Iterator[None]:
                 del sys.modules[name]
             else:
                 sys.modules[name] = real
+
+
+def is_building() -> bool:
+    return _BUILDING.get()

@@ -18,7 +18,16 @@ from patchwork_adapters.import_hooks import Undo, when_imported
 from patchwork_adapters.operations import Distance, StoredRow
 from patchwork_adapters.transport import Kind
 
-_FAMILIES = ("langchain", "llamaindex", "huggingface", "vllm", "vllm_llamaindex", "llamacpp", "ollama_models")
+_FAMILIES = (
+    "langchain",
+    "llamaindex",
+    "huggingface",
+    "vllm",
+    "vllm_llamaindex",
+    "llamacpp",
+    "ollama_models",
+    "users_weights",
+)
 
 
 @dataclass(frozen=True, slots=True)

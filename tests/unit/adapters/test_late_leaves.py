@@ -197,6 +197,30 @@ def refused(question: str) -> Any:
     return Refusing("sk-secret").embed_query(question)
 
 
+class Pretrained(Refusing):
+    """Made as Hugging Face's classes are."""
+
+    def __init__(self, weights: str) -> None:
+        self.weights = weights
+
+    @classmethod
+    def from_pretrained(cls, name: str) -> Pretrained:
+        return cls(f"the weights of {name}")
+
+
+def pretrained(question: str) -> Any:
+    return Pretrained.from_pretrained("small").embed_query(question)
+
+
+def test_one_that_a_class_method_constructs_is_named_with_its_line_and_lets_the_loop_go_on() -> None:
+    walk = find_leaves(RunnableLambda(pretrained))
+    line = pretrained.__code__.co_firstlineno + 1
+    assert [opaque.why for opaque in walk.opaque] == [
+        f"constructs a Pretrained at test_late_leaves.py:{line} by from_pretrained: it runs in the orchestrator"
+    ]
+    assert tuple(walk.late_classes) == (Pretrained,)
+
+
 def test_a_constructor_that_raises_beforehand_leaves_the_function_as_it_is() -> None:
     (opaque,) = find_leaves(RunnableLambda(refused)).opaque
     assert "which raised ValueError beforehand" in opaque.why
