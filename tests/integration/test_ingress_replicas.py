@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import psutil
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -143,18 +144,53 @@ async def test_a_silent_replica_gets_no_calls_any_more(home: Home, url: str) -> 
     assert statuses[-8:] == [200] * 8, statuses
 
 
-async def test_a_conversation_comes_back_to_the_replica_that_remembers_it(home: Home) -> None:
-    with deployed(home, str(TARGET.with_name("remembering.py")), "--name", "remembering", "--replicas", "2") as made:
-        await asyncio.to_thread(until_both_are_seen, made)
-        processes: dict[str, int] = {}
-        for thread in "abcdefgh":
-            body = {"input": {"said": ["x"]}, "config": {"configurable": {"thread_id": thread}}}
-            for n in range(4):
-                async with httpx.AsyncClient(timeout=60) as client:  # another connection, so perhaps another replica
-                    output = (await client.post(f"{made}/invoke", json=body)).json()["output"]
-                assert output["said"] == ["x"] * (n + 1)
-                assert processes.setdefault(thread, output["pid"]) == output["pid"]
-            async with httpx.AsyncClient(timeout=60) as client:
-                streamed = (await client.post(f"{made}/stream", json=body)).text
-            assert str(processes[thread]) in streamed
-        assert len(set(processes.values())) == 2
+@pytest.fixture(scope="module")
+def remembering(home: Home) -> Iterator[str]:
+    target = str(TARGET.with_name("remembering.py"))
+    with deployed(home, target, "--name", "remembering", "--replicas", "2") as made:
+        until_both_are_seen(made)
+        yield made
+
+
+async def say(url: str, thread: str, route: str = "invoke") -> httpx.Response:
+    async with httpx.AsyncClient(timeout=60) as client:  # another connection, so perhaps another replica
+        body = {"input": {"said": ["x"]}, "config": {"configurable": {"thread_id": thread}}}
+        return await client.post(f"{url}/{route}", json=body)
+
+
+async def test_a_conversation_comes_back_to_the_replica_that_remembers_it(remembering: str) -> None:
+    processes: dict[str, int] = {}
+    for thread in "abcdefgh":
+        for n in range(4):
+            output = (await say(remembering, thread)).json()["output"]
+            assert output["said"] == ["x"] * (n + 1)
+            assert processes.setdefault(thread, output["pid"]) == output["pid"]
+        assert str(processes[thread]) in (await say(remembering, thread, "stream")).text
+    assert len(set(processes.values())) == 2
+
+
+async def test_a_killed_ingress_has_one_successor_and_the_other_keeps_its_conversations(remembering: str) -> None:
+    threads = [f"killed-{n}" for n in range(12)]
+    before = {thread: (await say(remembering, thread)).json()["output"]["pid"] for thread in threads}
+    killed, survivor = set(before.values())
+    psutil.Process(killed).kill()
+    successors: set[int] = set()
+    deadline = time.monotonic() + 60.0
+    lost = next(thread for thread in threads if before[thread] == killed)
+    while not successors and time.monotonic() < deadline:
+        answer = await say(remembering, lost)
+        assert answer.status_code in (200, 503), answer.text  # meanwhile the other one answers, or says to come again
+        if answer.status_code == 200:
+            successors = {answer.json()["output"]["pid"]} - {survivor}
+        await asyncio.sleep(0.5)
+    assert len(successors) == 1
+    assert killed not in successors
+    for thread in threads:
+        first, second = [(await say(remembering, thread)).json()["output"] for _ in range(2)]
+        assert first["pid"] == second["pid"]
+        assert second["said"] == [*first["said"], "x"]
+        if before[thread] == survivor:
+            assert first["pid"] == survivor
+            assert first["said"] == ["x", "x"]
+        else:
+            assert {first["pid"]} == successors
