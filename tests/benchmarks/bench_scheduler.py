@@ -6,12 +6,14 @@
     python tests/benchmarks/bench_scheduler.py overload --profiles DIR                      [-o scheduler.json]
     python tests/benchmarks/bench_scheduler.py promises --profiles DIR                      [-o scheduler.json]
     python tests/benchmarks/bench_scheduler.py steps    --profiles DIR --traces DIR          -o scheduler.json
+    python tests/benchmarks/bench_scheduler.py overhead --profiles DIR                      [-o scheduler.json]
+    python tests/benchmarks/bench_scheduler.py bounds   --profiles DIR --traces DIR          -o scheduler.json
     python tests/benchmarks/bench_scheduler.py plots    -o scheduler.json
     python tests/benchmarks/bench_scheduler.py all      --profiles DIR --traces DIR -o scheduler.json
 
 ``--profiles`` holds llama-3.2-3b.json, llama-3.1-8b.json, encoders.json and overload_crag.json: rows measured on one GPU.
 ``--traces`` holds azure-llm-2023/AzureLLMInferenceTrace_{code,conv}.csv and ragpulse/0_trace.jsonl. ``-o`` replaces the part of the
-file that was run; ``steps`` takes the loads from the part ``policies`` in it.
+file that was run; ``steps`` and ``bounds`` take the loads from the part ``policies`` in it.
 """
 
 from __future__ import annotations
@@ -32,6 +34,7 @@ import bench_overload
 import results
 import scheduler_choices
 import scheduler_decisions
+from scheduler_bound import WINDOW_S, bound
 from scheduler_graphs import GRAPHS, TOKEN_BUDGET, costs, crag, plan
 
 from patchwork_scheduler.cost import BatchCost, TokenCost
@@ -52,6 +55,8 @@ ARRIVALS = ("poisson", *TRACES)
 #: Requests of a run at capacity; as many more at higher loads, so that all last about as long.
 REQUESTS = 2500
 SLO_TIMES = 2.0
+#: Of what requests do.
+SEED = 3
 #: Where first come first served attains this, ours is asked for more.
 FIFO_ATTAINS = 0.70
 
@@ -72,7 +77,7 @@ class Case:
 
     def run(self, policy: str, times: tuple[float, ...]) -> Results:
         kinds, planned = with_overhead(costs(self.profiles), self.overhead_s), plan(self.token_budget)
-        return simulate(GRAPHS[self.graph](), planned, kinds, times, self.slo, setup=SETUPS[policy], seed=3)
+        return simulate(GRAPHS[self.graph](), planned, kinds, times, self.slo, setup=SETUPS[policy], seed=SEED)
 
 
 def with_overhead(kinds: Costs, overhead_s: tuple[float, float]) -> Costs:
@@ -161,9 +166,13 @@ def policies(args: argparse.Namespace) -> dict[str, Any]:
 
 def joined(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
     """Rows of graphs and arrivals that were not run again are kept."""
-    again = {(row["graph"], row["arrivals"]) for row in new["rows"]}
-    rows = [row for row in old.get("rows", []) if (row["graph"], row["arrivals"]) not in again] + new["rows"]
+    rows = all_rows(old.get("rows", []), new["rows"])
     return {"graphs": {**old.get("graphs", {}), **new["graphs"]}, "targets": targets(rows), "rows": rows}
+
+
+def all_rows(old: list[dict[str, Any]], new: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    again = {(row["graph"], row["arrivals"]) for row in new}
+    return [row for row in old if (row["graph"], row["arrivals"]) not in again] + new
 
 
 def _job(job: tuple[Case, str], *, traces: File, loads: tuple[float, ...]) -> list[dict[str, Any]]:
@@ -206,11 +215,12 @@ def targets(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 # -- choices -----------------------------------------------------------------------------------------------------------
 
 
-def promises(args: argparse.Namespace) -> list[dict[str, Any]]:
+def promises(args: argparse.Namespace) -> dict[str, Any]:
     cases = [case(graph, args.profiles, args.token_budget)[0] for graph in args.graphs]
-    return scheduler_choices.promises(
+    rows = scheduler_choices.promises(
         cases, lambda one, kind, policy, load: at_load(one, kind, args.traces, policy, load)
     )
+    return {"rows": all_rows(earlier(args.output, args.part).get("rows", []), rows)}
 
 
 def steps(args: argparse.Namespace) -> dict[str, Any]:
@@ -219,9 +229,6 @@ def steps(args: argparse.Namespace) -> dict[str, Any]:
     def run(one: Case, kind: str, policy: str, load: float) -> dict[str, Any]:
         return at_load(one, kind, args.traces, policy, load)
 
-    def where(one: Case, kind: str) -> float:
-        return where_fifo_attains(one, kind, args.traces)
-
     loads = {
         (one["graph"], one["arrivals"]): one["fifo_70_load"] for one in earlier(args.output, "policies")["targets"]
     }
@@ -229,12 +236,38 @@ def steps(args: argparse.Namespace) -> dict[str, Any]:
     cells = [
         (cases[graph], kind, load) for (graph, kind), load in loads.items() if graph in cases and kind in args.arrivals
     ]
-    overhead = scheduler_choices.OVERHEAD_S
-    slowed, facts = case("crag", args.profiles, args.token_budget, overhead)
-    return {
-        "rows": scheduler_choices.steps(cells, run, where),
-        "with_overhead": {"overhead_s": overhead, **facts, "rows": scheduler_choices.steps_with_overhead(slowed, run, where)},
-    }  # fmt: skip
+    rows = scheduler_choices.steps(cells, run)
+    return {"rows": all_rows(earlier(args.output, args.part).get("rows", []), rows)}
+
+
+def bounds(args: argparse.Namespace) -> dict[str, Any]:
+    """What nobody can exceed, where first come first served attains 70 % (by the part ``policies`` of the output) and at capacity."""
+    rows = []
+    for known in earlier(args.output, "policies")["targets"]:
+        graph, kind = known["graph"], known["arrivals"]
+        if graph not in args.graphs or kind not in args.arrivals:
+            continue
+        one = case(graph, args.profiles, args.token_budget)[0]
+        for load in (known["fifo_70_load"], 1.0):
+            times = arrivals(kind, args.traces, one.capacity * load, round(REQUESTS * max(load, 1.0)))
+            most = bound(
+                GRAPHS[graph](), plan(args.token_budget), costs(args.profiles), times, one.slo.deadline_s, seed=SEED
+            )
+            rows.append({"graph": graph, "arrivals": kind, "load": load, "attained_share_at_most": most})
+            print(rows[-1], flush=True)
+    return {"window_s": WINDOW_S, "rows": all_rows(earlier(args.output, args.part).get("rows", []), rows)}
+
+
+def overhead(args: argparse.Namespace) -> dict[str, Any]:
+    """CRAG and Poisson arrivals, with what steps that prefill took more on a GPU than computing."""
+    overhead_s = scheduler_choices.OVERHEAD_S
+    slowed, facts = case("crag", args.profiles, args.token_budget, overhead_s)
+    rows = scheduler_choices.steps_with_overhead(
+        slowed,
+        lambda one, kind, policy, load: at_load(one, kind, args.traces, policy, load),
+        lambda one, kind: where_fifo_attains(one, kind, args.traces),
+    )
+    return {"overhead_s": overhead_s, **facts, "rows": rows}
 
 
 # -- speed --------------------------------------------------------------------------------------------------------------
@@ -268,6 +301,8 @@ PARTS: dict[str, Callable[[argparse.Namespace], Any]] = {
     "policies": policies,
     "promises": promises,
     "steps": steps,
+    "overhead": overhead,
+    "bounds": bounds,
     "overload": lambda args: bench_overload.overload(args.profiles, args.token_budgets),
 }
 
@@ -288,11 +323,14 @@ def main() -> None:
     parser.add_argument("--processes", type=int, default=1)
     args = parser.parse_args()
     args.part = args.part or args.what
-    if args.what in ("speed", "policies", "promises", "steps", "overload", "all") and args.profiles is None:
+    if (
+        args.what in ("speed", "policies", "promises", "steps", "overhead", "bounds", "overload", "all")
+        and args.profiles is None
+    ):
         parser.error("--profiles is needed: a folder with rows measured on a GPU")
-    if args.what in ("policies", "steps", "all") and args.traces is None and set(args.arrivals) & set(TRACES):
+    if args.what in ("policies", "steps", "bounds", "all") and args.traces is None and set(args.arrivals) & set(TRACES):
         parser.error("--traces is needed for arrivals other than poisson")
-    if args.what in ("steps", "plots", "all") and args.output is None:
+    if args.what in ("steps", "bounds", "plots", "all") and args.output is None:
         parser.error("-o is needed: the file to write and draw")
     for part in PARTS if args.what == "all" else [args.what] if args.what != "plots" else []:
         args.part = part if args.what == "all" else args.part

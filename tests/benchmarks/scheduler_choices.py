@@ -1,4 +1,4 @@
-"""What can be chosen: what a promise is worth, and the size of an engine's steps. Parts ``promises`` and ``steps`` of bench_scheduler."""
+"""What can be chosen: what a promise is worth, and the size of an engine's steps. Parts of bench_scheduler."""
 
 from __future__ import annotations
 
@@ -45,16 +45,13 @@ def promises(cases: Iterable[Case], run: Run) -> list[dict[str, Any]]:
     return found
 
 
-def steps(
-    cells: Iterable[tuple[Case, str, float]], run: Run, where: Callable[[Case, str], float]
-) -> list[dict[str, Any]]:
+def steps(cells: Iterable[tuple[Case, str, float]], run: Run) -> list[dict[str, Any]]:
     """The same arrivals with short steps: a schedule that shows what is reachable. ``cells``: each with the load where first come first
-    served attains 70 % in the long steps of the case; ``where`` finds that load for other steps."""
+    served attains 70 % in the long steps of the case; Poisson arrivals also at capacity."""
     found = []
     for one, kind, load in cells:
         short = replace(one, token_budget=STEP_TOKENS)
-        own = round(where(short, kind), 4)
-        for at in (load, own):
+        for at in (load, 1.0) if kind == "poisson" else (load,):
             rows = [
                 {**brief(run(short, kind, policy, at)), "step_tokens": STEP_TOKENS}
                 for policy in ("fifo", "least_slack", "ideal")
