@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from patchwork_serving import cli_bench
 from patchwork_serving.bench.observe import OUTCOMES, Answer, Observation, outcome_of
 from patchwork_serving.bench.page import page, seconds
 from patchwork_serving.bench.report import LoadReport, percentiles, summarise
@@ -134,6 +135,32 @@ def test_emulated_engines_are_named_in_the_warnings() -> None:
 @pytest.mark.parametrize("observations", [[], [seen(0.0, 0.1)], [seen(0.0, 0.1, None)]])
 def test_the_report_has_the_shape_that_programs_rely_on(observations: list[Observation]) -> None:
     jsonschema.validate(json.loads(json.dumps(report(observations).to_json(), allow_nan=False)), CONTRACT)
+
+
+def sweep(*attained: int) -> list[LoadReport]:
+    """Ten requests a second more at each rate, and so many of every ten in time."""
+    return [
+        report([seen(n / rate / 10, 0.5 if n % 10 < good else 1.5) for n in range(100 * rate)])
+        for rate, good in enumerate(attained, 1)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("attained", "sustained", "best"),
+    [
+        ((10, 9, 5), 20.0, 1),  # 18 a second in time, then 15
+        ((10, 8, 9), 10.0, 2),  # a rate below that failed: what holds above it is luck
+        ((8, 5), 0.0, 1),
+    ],
+)
+def test_a_sweep_is_told_by_the_largest_goodput_and_the_last_rate_that_held(
+    attained: tuple[int, ...], sustained: float, best: int, tmp_path: Path
+) -> None:
+    reports = sweep(*attained)
+    document = cli_bench.write(tmp_path, "sweep", reports)
+    assert document["sustained_per_s"] == sustained
+    assert document["goodput_per_s"] == pytest.approx(reports[best].goodput_per_s)
+    assert [point["offered_per_s"] for point in document["sweep"]] == [10.0 * n for n in range(1, len(attained) + 1)]
 
 
 def test_the_page_needs_nothing_beside_it_and_escapes_what_it_shows(tmp_path: Path) -> None:
