@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
 
 from patchwork_adapters.binding import Bound
+from patchwork_adapters.chains import class_names
+from patchwork_adapters.exact import user_class
 from patchwork_adapters.leaves.huggingface_fields import Encoding, Unmapped
 from patchwork_adapters.leaves.spec import Facts, LeafSpec, register, registered
 
@@ -20,25 +23,44 @@ Methods = Mapping[str, Callable[..., Any]]
 
 
 def register_like(
-    base: str, cls: str, describe: Callable[[Any], Facts], engine: str, methods: Callable[[type], Methods]
+    base: str,
+    cls: str,
+    describe: Callable[[Any], Facts],
+    engine: str,
+    methods: Callable[[type], Methods],
+    *,
+    runs_users: bool = False,
 ) -> None:
-    """``cls`` is a case of the framework's ``base``, with an engine that can stand in for it."""
+    """``cls`` is a case of the framework's ``base``, with an engine that can stand in for it.
+
+    ``runs_users``: the methods run those of the user's class; otherwise a subclass that has its own version of one runs as it is.
+    """
     spec: LeafSpec = registered(base)
-    facts = _facts_of(describe)
+
+    def facts(leaf: Any) -> Facts:
+        found = _described(describe, leaf)
+        if found.why_own is not None or runs_users:
+            return found
+        changed = _changed(user_class(type(leaf)), cls, methods)
+        return replace(found, why_own=f"its class has its own {', '.join(changed)}") if changed else found
+
     register(replace(spec, cls=cls, facade=True, inner=frozenset(), facts=facts, engine=engine, engine_methods=methods))
 
 
-def _facts_of(describe: Callable[[Any], Facts]) -> Callable[[Any], Facts]:
+def _described(describe: Callable[[Any], Facts], leaf: Any) -> Facts:
     """Facts whose mapping may be refused: then the leaf runs the own way, and says why."""
+    try:
+        return describe(leaf)
+    except Unmapped as error:
+        model = next((getattr(leaf, n) for n in ("model_name", "model_id", "model") if hasattr(leaf, n)), None)
+        return Facts(model=model, why_own=str(error))
 
-    def facts(leaf: Any) -> Facts:
-        try:
-            return describe(leaf)
-        except Unmapped as error:
-            model = next((getattr(leaf, n) for n in ("model_name", "model_id", "model") if hasattr(leaf, n)), None)
-            return Facts(model=model, why_own=str(error))
 
-    return facts
+def _changed(user: type, cls: str, methods: Callable[[type], Methods]) -> list[str]:
+    """Which of the engine's methods a class derived from ``cls`` defines itself: its version would be lost."""
+    below = itertools.takewhile(lambda pair: pair[1] != cls, zip(user.__mro__, class_names(user), strict=True))
+    own = {name for base, _ in below for name in vars(base)}
+    return sorted(own & set(methods(user))) if own else []
 
 
 def _embed_call(texts: Sequence[str], how: Encoding) -> dict[str, Any]:

@@ -196,4 +196,5 @@ for _module in ("llama_index.postprocessor.sbert_rerank.base", "llama_index.core
         _rerank_facts,
         "reranker",
         _rerank_methods,
+        runs_users=True,
     )

@@ -246,13 +246,21 @@ def _lazy_llamaindex(module: ModuleType) -> Undo:
 _LLM = "langchain_community.llms.llamacpp"
 _CHAT = "langchain_community.chat_models.llamacpp"
 _INDEX = "llama_index.llms.llama_cpp.base"
-register_like("langchain_core.language_models.llms.BaseLLM", f"{_LLM}.LlamaCpp", _llm_facts, "llamacpp", _llm_methods)
+register_like(
+    "langchain_core.language_models.llms.BaseLLM",
+    f"{_LLM}.LlamaCpp",
+    _llm_facts,
+    "llamacpp",
+    _llm_methods,
+    runs_users=True,
+)
 register_like(
     "langchain_core.language_models.chat_models.BaseChatModel",
     f"{_CHAT}.ChatLlamaCpp",
     _chat_facts,
     "llamacpp",
     _chat_methods,
+    runs_users=True,
 )
 register_like(
     "llama_index.core.base.llms.base.BaseLLM", f"{_INDEX}.LlamaCPP", _llamaindex_facts, "llamacpp", _llamaindex_methods

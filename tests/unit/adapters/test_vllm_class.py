@@ -78,6 +78,28 @@ def test_what_an_engine_cannot_stand_in_for_runs_as_it_is(hooks: None, fields: d
     assert (facts.model, facts.why_own) == ("org/model", why)
 
 
+def test_a_subclass_with_its_own_version_of_what_an_engine_would_do_runs_as_it_is(hooks: None) -> None:
+    from langchain_community.llms import VLLM
+
+    class Shouting(VLLM):
+        def _generate(self, prompts: list[str], *args: Any, **kwargs: Any) -> Any:
+            return super()._generate([prompt.upper() for prompt in prompts], *args, **kwargs)
+
+    class Named(VLLM):
+        @property
+        def _llm_type(self) -> str:
+            return "named"
+
+    spec = spec_for(Shouting)
+    assert spec is not None
+    assert spec.facts(Shouting(model="org/model")).why_own == "its class has its own _generate"
+    named = Named(model="org/model")
+    assert spec.facts(named).why_own is None
+    with swapped(named):
+        assert spec.facts(named).why_own is None  # our own layer is not the user's
+        assert named.invoke("four") == "4 characters"
+
+
 # ---- LlamaIndex
 
 
