@@ -84,8 +84,7 @@ def _weights(folder: Path, config: Mapping[str, Any], arguments: Mapping[str, An
     if arguments.get("load_format") == "dummy":
         parameters = _parameters(config)
         return None if parameters is None else parameters * _loaded_bytes(stored, arguments)
-    files = sorted(folder.glob("*.safetensors")) or sorted(folder.glob("*.bin"))
-    size = sum(file.stat().st_size for file in files)
+    size = sum(file.stat().st_size for file in _weight_files(folder))
     if not size:
         return None
     if config.get("quantization_config"):
@@ -93,6 +92,19 @@ def _weights(folder: Path, config: Mapping[str, Any], arguments: Mapping[str, An
     if arguments.get("quantization"):
         return size / 4  # four bits of sixteen are the least that is made while loading
     return size * _loaded_bytes(stored, arguments) / _BYTES.get(stored, 2)
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    """Those that are loaded: folders may hold the same weights in several forms."""
+    files = list(folder.glob("*.safetensors")) or list(folder.glob("pytorch_model*.bin"))
+    index = folder / "model.safetensors.index.json"
+    if index.is_file():
+        try:
+            named = set(json.loads(index.read_bytes())["weight_map"].values())
+        except (ValueError, KeyError, AttributeError, TypeError):
+            named = set()
+        files = [file for file in files if file.name in named] or files
+    return [file for file in files if not file.name.startswith("consolidated")] or files
 
 
 def _loaded_bytes(stored: str, arguments: Mapping[str, Any]) -> int:

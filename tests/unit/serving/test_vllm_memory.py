@@ -84,6 +84,23 @@ def test_weights_are_counted_as_they_will_be_loaded(
     assert need.weights == gib * GIB
 
 
+@pytest.mark.parametrize("indexed", [True, False])
+def test_weights_that_are_there_twice_are_counted_once(tmp_path: Path, indexed: bool) -> None:
+    path = folder(tmp_path)
+    for name in ("model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors", "consolidated.safetensors"):
+        with (path / name).open("wb") as file:
+            file.truncate(GIB)
+    if indexed:
+        with (path / "adapter.safetensors").open("wb") as file:
+            file.truncate(GIB)
+        names = {"a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors"}
+        (path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": names}))
+    (path / "pytorch_model.bin").write_bytes(b"older")
+    need = need_of(path, {})
+    assert need is not None
+    assert need.weights == 2 * GIB
+
+
 def test_what_a_folder_does_not_tell_is_not_guessed(tmp_path: Path) -> None:
     assert need_of(tmp_path, {}) is None
     assert need_of(folder(tmp_path / "no weights"), {}) is None
