@@ -2,9 +2,9 @@
 
 Each component has one queue, earliest deadline first; a free replica takes up to a batch from it and is busy for as long as its profile
 says for that many. A replica asked for serves after the cold start and is paid for from the moment it is asked for; one taken away ends
-its batch first. A call that would end after its deadline is not run, and its request
-has missed. What autoscalers are told is what they are told in
-a deployment: ours counters every two seconds, Ray Serve's the ongoing requests of each component twice a second, in reports every ten.
+its batch first. A call that would end after its deadline is not run, and its request has missed; or it is run all the same, as in a
+deployment whose door is open (``drops_late``). What autoscalers are told is what they are told in a deployment: ours counters every two
+seconds, Ray Serve's the ongoing requests of each component twice a second, in reports every ten.
 """
 
 from __future__ import annotations
@@ -72,8 +72,11 @@ class _Request:
 class Race:
     """Runs ``arrivals`` (seconds, ascending) against one autoscaler."""
 
-    def __init__(self, profile: Profile, replicas: Mapping[str, int], slo_s: float, seed: int = 0) -> None:
+    def __init__(
+        self, profile: Profile, replicas: Mapping[str, int], slo_s: float, seed: int = 0, *, drops_late: bool = True
+    ) -> None:
         self.profile = profile
+        self.drops_late = drops_late
         self.slo_s = slo_s
         self.pools = {c.id: _Pool(c, replicas[c.id]) for c in profile.components}
         self.requests = self.late = 0  # since ours looked
@@ -129,7 +132,7 @@ class Race:
             batch = []
             while pool.waiting and len(batch) < pool.point.batch:
                 _, _, request = heapq.heappop(pool.waiting)
-                if request.deadline > now + pool.seconds_of(len(batch) + 1):
+                if not self.drops_late or request.deadline > now + pool.seconds_of(len(batch) + 1):
                     batch.append(request)
                 else:
                     self.late += 1
