@@ -153,6 +153,41 @@ async def test_a_deadline_ends_the_wait_and_the_work(bridge: Bridge, echo: Echo)
             pass
 
 
+class Reluctant(Echo):
+    """Goes on for a while when it is cancelled."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.let_go = asyncio.Event()
+        self.ended = threading.Event()
+
+    async def call(self, call: LeafCall) -> bytes:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            self.entered.set()
+            await self.let_go.wait()
+            self.ended.set()
+        return b""
+
+    async def stream(self, call: LeafCall) -> AsyncIterator[bytes]:
+        yield await self.call(call)
+
+
+@pytest.mark.parametrize("is_stream", [False, True])
+async def test_a_deadline_does_not_wait_for_the_work_to_end(is_stream: bool) -> None:
+    reluctant, late = Reluctant(), call(request=request_with(0.02))
+    with Bridge(reluctant) as bridge:
+        with pytest.raises(DeadlinePassed):
+            await asyncio.wait_for(_read(bridge.astream(late)) if is_stream else bridge.acall(late), 10)
+        assert await asyncio.to_thread(reluctant.entered.wait, 10)
+        assert not reluctant.ended.is_set()
+        assert not bridge._inflight
+        assert bridge._loop is not None
+        bridge._loop.call_soon_threadsafe(reluctant.let_go.set)
+        assert await asyncio.to_thread(reluctant.ended.wait, 10)
+
+
 async def test_a_deadline_that_has_passed_starts_nothing(bridge: Bridge, echo: Echo) -> None:
     with pytest.raises(DeadlinePassed):
         await bridge.acall(call(request=request_with(-1)))
