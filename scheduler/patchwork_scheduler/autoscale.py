@@ -237,7 +237,7 @@ class Autoscaler:
         keep_s = self._kept[name].for_s
         if outlook.pressed or outlook.backlog[name] or not self._drift.known(name):
             return None
-        if self._requests.covered_s() < COVERED * keep_s:
+        if self._requests.covered_s() < COVERED * min(keep_s, self._requests.memory_s):
             return None
         peak = max(self._requests.peak(keep_s, now) * outlook.visits[name], outlook.demand[name])
         left = max(capacity.least_for(name, peak, self._scaling.down_to), self._bounds[name].least)

@@ -41,16 +41,16 @@ class _Line(NamedTuple):
 
 
 class Rates:
-    """Counts of events by interval, kept for ``memory_s``."""
+    """Counts of events by interval, kept for ``memory_s`` (a minute at least)."""
 
     def __init__(self, memory_s: float) -> None:
-        self._memory_s = max(memory_s, TREND_S)
+        self.memory_s = max(memory_s, TREND_S)
         self._intervals: deque[_Interval] = deque()
 
     def add(self, count: float, seconds: float, now: float) -> None:
         """``count`` events in the ``seconds`` before ``now``."""
         self._intervals.append(_Interval(now, seconds, count))
-        while self._intervals[0].end <= now - self._memory_s:
+        while self._intervals[0].end <= now - self.memory_s:
             self._intervals.popleft()
 
     def covered_s(self) -> float:

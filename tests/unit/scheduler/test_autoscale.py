@@ -218,6 +218,16 @@ def test_the_start_of_a_replica_is_learnt_from_how_long_it_took() -> None:
     assert autoscaler._kept["llm"].cold_start_s == pytest.approx(21.0)  # halfway from 2 to the 40 s it took
 
 
+def test_a_start_that_turned_out_longer_than_is_remembered_of_the_load_keeps_no_replica_for_good() -> None:
+    autoscaler, targets = Autoscaler(cold(CHAIN, 2.0), CORES), {"search": 1, "llm": 2}
+    for step in range(1, 500):
+        busy = step < 110  # the third replica takes 200 s to start
+        calls = Seen(44 if busy else 4, ready=3 if step > 100 else 2)
+        targets = dict(autoscaler.step(seen(calls.calls, search=calls, llm=calls), targets, 2.0 * step).targets)
+        assert not busy or targets["llm"] == 3
+    assert targets["llm"] == 1
+
+
 def test_an_idle_component_sleeps_where_that_is_allowed_and_wakes_when_it_is_called() -> None:
     autoscaler = Autoscaler(CHAIN, CORES, bounds={"llm": Bounds(0, None)})
     targets, now, slept = {"search": 1, "llm": 1}, 0.0, 0.0
