@@ -96,9 +96,9 @@ def site_of(leaf: str, manager: Any = None) -> str:
     if not _installed:
         return leaf
     above = _ABOVE.get()
-    places = (tracker.where(manager) for tracker in _trackers)
+    places = [tracker.where(manager) for tracker in _trackers]
     if above:
-        places = (_below(place, top) for place, top in itertools.zip_longest(places, above, fillvalue=""))
+        places = [_below(place, top) for place, top in itertools.zip_longest(places, above, fillvalue="")]
     parts = [place for place in places if place]
     lines = lines_above(sys._getframe(1)) or LINES.get()
     if lines:
@@ -136,15 +136,16 @@ def lines_above(frame: FrameType | None) -> str:
     if not _codes:
         return ""
     found: list[str] = []
-    depth = 0
-    while frame is not None and depth < MAX_DEPTH:
-        name = _codes.get(id(frame.f_code))
+    known = _codes.get
+    for _ in range(MAX_DEPTH):
+        if frame is None:
+            break
+        name = known(id(frame.f_code))
         if name is not None:
             found.append(f"{name}:{frame.f_lineno}")
             if len(found) == MAX_FUNCTIONS:
                 break
         frame = frame.f_back
-        depth += 1
     return "/".join(reversed(found))
 
 
