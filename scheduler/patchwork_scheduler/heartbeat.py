@@ -27,7 +27,8 @@ class Heart:
     """Of one replica. The watcher's own pauses (its event loop was busy) do not count as silence: see :meth:`tick`."""
 
     suspect: bool = False
-    watched_at: float = float("-inf")  #: when :meth:`tick` was last called
+    watched_until: float = float("-inf")  #: so long its silence would be noticed
+    _ticked: float = float("-inf")
     _silent_s: float = ASK_AFTER_S  # since the last sign of life: who has never been heard is asked at once
     _open_s: float = 0.0  # how long a question is open
     _asked_s: float = ASK_AFTER_S  # since it was last put
@@ -36,14 +37,10 @@ class Heart:
     _needed: int = PROOFS
     _cleared_at: float = float("-inf")
 
-    def is_watched(self, now: float) -> bool:
-        """Whether silence would be noticed by now."""
-        return now - self.watched_at < ANSWER_WITHIN_S
-
     def tick(self, now: float, owes: bool) -> bool:
         """Look at it; whether it is to be asked now. ``owes``: an answer of it is outstanding."""
-        elapsed = min(max(now - self.watched_at, 0.0), 2.0 * TICK_S)
-        self.watched_at = now
+        elapsed = min(max(now - self._ticked, 0.0), 2.0 * TICK_S)
+        self._ticked, self.watched_until = now, now + ANSWER_WITHIN_S
         self._silent_s += elapsed
         self._asked_s += elapsed
         if self._is_asked or self._open_s > 0.0:

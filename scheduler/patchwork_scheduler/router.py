@@ -48,11 +48,6 @@ class _Replica:
             left = self.outstanding_s
         return left if left > 0.0 else 0.0
 
-    def finish_s(self, work_s: float, now: float) -> float:
-        """Seconds from now until a call of ``work_s`` would be done."""
-        finish = self.waiting_s(now) + work_s * self.speed
-        return finish * self.slowness if now < self.slow_until else finish
-
     def take(self, call_id: str) -> tuple[float, float] | None:
         """The call is no longer there."""
         gone = self.outstanding.pop(call_id, None)
@@ -65,8 +60,11 @@ class _Replica:
         """2: lost; 1: suspect, by its heart or, while nobody listens to that, as its oldest call is overdue and it is silent; 0: none."""
         if now < self.lost_until:
             return 2
-        if self.heart.suspect or self.heart.is_watched(now):
-            return int(self.heart.suspect)
+        heart = self.heart
+        if heart.suspect:
+            return 1
+        if now < heart.watched_until:
+            return 0
         if now - self.heard <= SUSPECT_AFTER_S:
             return 0
         for _, overdue in self.outstanding.values():  # dicts keep order: the first is the oldest
@@ -116,7 +114,9 @@ class Router:
             work = work_s
             if saved_s:
                 work = max(work_s - saved_s.get(replica.name, 0.0), 0.0)
-            finish = replica.finish_s(work, now)
+            finish = replica.waiting_s(now) + work * replica.speed
+            if now < replica.slow_until:
+                finish *= replica.slowness
             if trouble < best_trouble or finish < best_finish:
                 best, best_trouble, best_finish = replica, trouble, finish
         return None if best is None else best.name
@@ -124,7 +124,8 @@ class Router:
     def predicted_s(self, name: str, work_s: float, now: float) -> float:
         """Seconds from now until ``name`` would have finished a call of ``work_s``."""
         replica = self._replicas[name]
-        return replica.finish_s(work_s, now)
+        finish = replica.waiting_s(now) + work_s * replica.speed
+        return finish * replica.slowness if now < replica.slow_until else finish
 
     def sent(self, name: str, call_id: str, occupied_s: float, now: float, *, alone_s: float | None = None) -> None:
         """A call went out. ``occupied_s``: by how much it delays others there; ``alone_s``: how long it takes itself."""
