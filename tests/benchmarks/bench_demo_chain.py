@@ -3,7 +3,8 @@
     python tests/benchmarks/bench_demo_chain.py -o docs/benchmarks/demo_chain.json
 
 Three sides, one after the other, same questions, same models, 16 concurrent clients, 64-token answers:
-``whole_single``   LangServe, models behind ``patchwork models serve --parallel 1`` (what a plain local server does)
+``whole_single``   LangServe, models behind ``patchwork models serve --parallel 1``: one sequence on all cores, with llama.cpp's own
+                   defaults of flash attention and of prompts kept (what a plain local server does)
 ``whole_batching`` LangServe, models behind ``patchwork models serve`` (that server batches)
 ``deployed``       ``patchwork deploy examples/vanilla_rag.py``
 

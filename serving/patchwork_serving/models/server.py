@@ -44,10 +44,10 @@ class ServeOptions:
     threads: int | None = None  #: cores to use; None: those that there are
 
     def engine_args(self) -> dict[ModelKind, dict[str, Any]]:
-        """A single sequence gets all threads, and keeps only its own last prompt, as plain local servers do."""
+        """A single sequence gets all threads and flash attention, as llama.cpp's own server gives it: its words depend on no company."""
         cores = self.threads or available_cores()
         if self.parallel == 1:
-            llm = {"slots": 1, "shards": 1, "threads": cores, "cache_ram_mib": 0}
+            llm = {"slots": 1, "shards": 1, "threads": cores, "flash_attention": True}
             return {"llm": llm, "embedder": {"threads": cores}}
         return {"llm": {"slots": self.parallel}, "embedder": {"threads": 1}}
 

@@ -6,8 +6,11 @@ import json
 from pathlib import Path
 
 import pytest
+import xllamacpp
 
 from patchwork_serving.cli import run
+from patchwork_serving.components.llamacpp_engine import LlamaCppOptions
+from patchwork_serving.models.server import ServeOptions
 
 
 @pytest.fixture(autouse=True)
@@ -47,3 +50,13 @@ def test_pulling_the_embedder_checks_it_without_a_network(capsys: pytest.Capture
 
 def test_a_bad_option_is_exit_2() -> None:
     assert run(["models", "serve", "--parallel", "0"]) == 2
+
+
+def test_a_lone_sequence_is_served_as_llama_cpps_own_server_does_it() -> None:
+    own = xllamacpp.CommonParams()
+    lone = LlamaCppOptions(**ServeOptions((), parallel=1, threads=4).engine_args()["llm"]).resolved(cores=4)
+    assert (lone.slots, lone.shards, lone.threads) == (1, 1, 4)
+    assert lone.flash_attention is (
+        own.flash_attn_type != xllamacpp.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED
+    )
+    assert (lone.cache_prompt, lone.cache_ram_mib > 0) == (own.cache_prompt, own.cache_ram_mib > 0)
