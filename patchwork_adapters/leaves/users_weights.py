@@ -66,9 +66,22 @@ def _lazy_class(cls: Any, named: str) -> Undo:
 
 
 def _lazy_auto_models(module: ModuleType) -> Undo:
-    """``AutoModel.from_pretrained("name")`` and its relatives."""
-    base = module._BaseAutoModelClass
-    original = inspect.getattr_static(base, "from_pretrained")
+    """``AutoModel.from_pretrained("name")`` and its relatives, each of which has a copy of the method."""
+    undo = [
+        _lazy_auto_model(cls)
+        for cls in list(vars(module).values())
+        if isinstance(cls, type) and cls.__name__.startswith("AutoModel") and "from_pretrained" in vars(cls)
+    ]
+
+    def undo_all() -> None:
+        while undo:
+            undo.pop()()
+
+    return undo_all
+
+
+def _lazy_auto_model(auto: Any) -> Undo:
+    original = vars(auto)["from_pretrained"]
     load = original.__func__
 
     @functools.wraps(load)
@@ -77,10 +90,10 @@ def _lazy_auto_models(module: ModuleType) -> Undo:
             return Deferred(lambda: load(cls, *args, **kwargs), settings=kwargs, fluent=_FLUENT)
         return load(cls, *args, **kwargs)
 
-    base.from_pretrained = classmethod(from_pretrained)
+    auto.from_pretrained = classmethod(from_pretrained)
 
     def undo() -> None:
-        base.from_pretrained = original
+        auto.from_pretrained = original
 
     return undo
 
@@ -90,6 +103,6 @@ for _module, _install in (
         "sentence_transformers",
         _lazy_classes(("SentenceTransformer", "model_name_or_path"), ("CrossEncoder", "model_name_or_path")),
     ),
-    ("transformers.models.auto.auto_factory", _lazy_auto_models),
+    ("transformers.models.auto.modeling_auto", _lazy_auto_models),
 ):
     register_construct_hook(ConstructHook(_module, _install))

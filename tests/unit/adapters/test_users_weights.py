@@ -34,21 +34,18 @@ class Loaded:
         return [float(len(text))]
 
 
-class BaseAuto:
+class AutoModel:
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str, **kwargs: Any) -> Any:
         return Loaded(pretrained_model_name_or_path, **kwargs)
 
 
-class AutoModel(BaseAuto): ...
-
-
 @pytest.fixture
 def package(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """``sentence_transformers``, with the hooks of deployed processes in force."""
-    package, factory = ModuleType("sentence_transformers"), ModuleType("transformers.models.auto.auto_factory")
+    package, factory = ModuleType("sentence_transformers"), ModuleType("transformers.models.auto.modeling_auto")
     vars(package).update({name: type(name, (Loaded,), {}) for name in ("SentenceTransformer", "CrossEncoder")})
-    vars(factory).update(_BaseAutoModelClass=BaseAuto)
+    vars(factory).update(AutoModel=AutoModel)
     for module in (package, factory):
         monkeypatch.setitem(sys.modules, module.__name__, module)
     monkeypatch.setattr(Loaded, "names", [])
