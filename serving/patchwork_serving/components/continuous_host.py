@@ -208,12 +208,8 @@ class ContinuousHost(ComponentHost):
     # -- whether it moves ------------------------------------------------------------------------------------------
 
     def _is_stalled(self, now: float) -> bool:
-        if not self._inside:
-            return False
-        if self._step_tokens:
-            return self._pace.is_stalled(self._silence_s(), now - self._moved)
-        oldest = min(one.waiting.started for one in self._inside.values())
-        return self._pace.is_stalled(self._seconds.mean, now - oldest)
+        # an engine that tells nothing between the ends of calls, which may differ by any factor, is not judged
+        return bool(self._inside and self._step_tokens) and self._pace.is_stalled(self._silence_s(), now - self._moved)
 
     def _silence_s(self) -> float:
         """Longest that a token engine is expected to give nothing: the prefill of all without a token; 0 while its cost is unknown."""
@@ -261,8 +257,6 @@ class ContinuousHost(ComponentHost):
         """A call came to its end."""
         waiting = inside.waiting
         seconds = self._clock() - waiting.started
-        if not self._step_tokens:
-            self._pace.lasted(self._seconds.mean, seconds)
         self._seconds.observe(seconds)
         self.counts.served(waiting.batch, seconds, calls=1)
         if not self._step_tokens:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import itertools
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -135,6 +136,40 @@ def test_a_token_engine_is_well_through_its_longest_prefill_and_not_when_it_hang
         return said
 
     assert run_virtually(story)[-1] is False
+
+
+def test_calls_of_the_users_own_code_may_take_as_long_as_they_like() -> None:
+    async def story(loop: VirtualLoop) -> None:
+        class Own:
+            slots = 8
+            seconds = 0.01
+
+            async def start(self) -> None: ...
+
+            async def close(self) -> None: ...
+
+            def describe(self) -> dict[str, Any]:
+                return {}
+
+            async def generate(self, call: EngineCall) -> AsyncIterator[bytes]:
+                await asyncio.sleep(self.seconds)
+                yield b""
+
+        engine = Own()
+        host = host_of(
+            ComponentSpec(id="c", kind="tool", way="own", engine="own"), engine, replica="c#a", clock=loop.time
+        )
+        await host.start()
+        for n in range(20):
+            await host.call(frame(n))
+        engine.seconds = 60.0
+        long = asyncio.create_task(host.call(frame(99)))
+        await asyncio.sleep(30.0)
+        assert host.pulse().well
+        await long
+        await host.close()
+
+    run_virtually(story)
 
 
 def test_a_sender_asks_the_silent_one_once_and_sends_nothing_there_until_it_answers() -> None:
