@@ -73,4 +73,6 @@ def ablations(app: Application) -> list[Setting]:
 
 
 def _engines(app: Application, chosen: Mapping[str, int]) -> dict[str, dict[str, Any]]:
-    return {f"llm-{name}": {"replicas": chosen.get(name, EVENLY)} for name in app.emulated if name != EMBED}
+    names = [name for name in app.emulated if name != EMBED]
+    # emulated engines sleep: six of them fit onto two cores
+    return {f"llm-{name}": {"replicas": chosen.get(name, EVENLY), "num_cpus": 0.05} for name in names}
