@@ -139,8 +139,8 @@ class Bridge:
         finally:
             flight.cancel()
 
-    def _fly(self, call: LeafCall) -> tuple[Inbox, Flight[None]]:
-        inbox = Inbox()
+    def _fly(self, call: LeafCall) -> tuple[Inbox[Frame], Flight[None]]:
+        inbox: Inbox[Frame] = Inbox()
 
         def end(flight: Flight[None], why: BaseException | None) -> None:
             self._forget(flight, why)
@@ -149,7 +149,7 @@ class Bridge:
 
         return inbox, self._submit(call, lambda: self._pump(call, inbox.put), end, limit_of(call, None))
 
-    def _wait_for(self, inbox: Inbox, call: LeafCall, timeout_s: float | None) -> None:
+    def _wait_for(self, inbox: Inbox[Frame], call: LeafCall, timeout_s: float | None) -> None:
         try:
             if self._can_yield():
                 portal_await(inbox.arrive(timeout_s))

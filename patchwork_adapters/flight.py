@@ -167,17 +167,20 @@ class Flight(Generic[T]):
             self._timer.cancel()
 
 
-class Inbox:
-    """Frames on their way to their reader, in whichever thread or loop it reads on. It is woken when it waits, not for each of them."""
+class Inbox(Generic[T]):
+    """Frames, or anything else, on their way to their reader, in whichever thread or loop it reads on.
+
+    It is woken when it waits, not for each of them.
+    """
 
     __slots__ = ("_frames", "_lock", "_tell")
 
     def __init__(self) -> None:
-        self._frames: deque[Frame] = deque()
+        self._frames: deque[T] = deque()
         self._lock = threading.Lock()
         self._tell: Callable[[], object] | None = None
 
-    def put(self, frame: Frame) -> None:
+    def put(self, frame: T) -> None:
         with self._lock:
             self._frames.append(frame)
             tell, self._tell = self._tell, None
@@ -187,7 +190,7 @@ class Inbox:
     def has_frames(self) -> bool:
         return bool(self._frames)
 
-    def take(self) -> Frame:
+    def take(self) -> T:
         """The next of those that are there."""
         return self._frames.popleft()
 

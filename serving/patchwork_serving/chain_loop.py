@@ -12,14 +12,44 @@ import contextlib
 import threading
 from collections.abc import AsyncIterator, Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, TypeVar
+from dataclasses import dataclass
+from typing import Any, TypeVar, cast
 
 from patchwork_adapters.bridge import install_portal
+from patchwork_adapters.flight import Inbox
+from patchwork_serving.pacing import pause_s
 
 T = TypeVar("T")
 
 EXECUTOR_THREADS = 128
-_END = object()
+#: Items of a stream that its reader has not taken, before the chain waits.
+WAITING_ITEMS = 64
+
+
+@dataclass(frozen=True, slots=True)
+class _End:
+    """Behind the last item: how the stream ended."""
+
+    error: BaseException | None
+
+
+class _Hurry:
+    """Tells a reader that gathers, from another thread, to gather no longer. Made on the reader's loop."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._told = asyncio.Event()
+
+    def __call__(self) -> None:
+        with contextlib.suppress(RuntimeError):  # the reader's loop has closed
+            self._loop.call_soon_threadsafe(self._told.set)
+
+    async def or_after(self, seconds: float) -> None:
+        if seconds > 0:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(seconds):
+                    await self._told.wait()
+        self._told.clear()
 
 
 class ChainLoop:
@@ -33,6 +63,7 @@ class ChainLoop:
         self._thread = threading.Thread(target=self._loop.run_forever, name="patchwork-chain-loop", daemon=True)
         self._thread.start()
         self._closed = False
+        self._streams = 0  # iterators that are read; counted on their readers' loop, which is one
 
     async def run(self, work: Callable[[], Coroutine[Any, Any, T]]) -> T:
         """Await ``work()`` on the loop with the caller's context variables; cancelling cancels it there and waits for its end."""
@@ -46,42 +77,48 @@ class ChainLoop:
     async def iterate(self, source: Callable[[], AsyncIterator[T]]) -> AsyncIterator[T]:
         """The items of ``source()``, which runs in one task on the loop; closing this iterator cancels that task.
 
+        Under load, items are handed over several at a time (``pacing``): waking the reader for each would cost more than most of them do.
         At most a few items wait here: a reader that is slow slows the chain, and does not fill the memory.
         """
-        here = asyncio.get_running_loop()
-        items: asyncio.Queue[Any] = asyncio.Queue()
-        room = threading.Semaphore(64)
-
-        def put(item: object) -> None:
-            with contextlib.suppress(RuntimeError):  # the reader's loop has closed
-                here.call_soon_threadsafe(items.put_nowait, item)
+        items: Inbox[tuple[T | None, _End | None]] = Inbox()
+        room = threading.Semaphore(WAITING_ITEMS)
+        hurry = _Hurry()
 
         async def pump() -> None:
+            end = _End(None)
             try:
-                iterator = source()
-                async with contextlib.aclosing(iterator):  # type: ignore[type-var]
+                async with contextlib.aclosing(source()) as iterator:  # type: ignore[type-var]
                     async for item in iterator:
-                        while not room.acquire(blocking=False):  # noqa: ASYNC110  the reader is on another loop
+                        while not room.acquire(blocking=False):
+                            hurry()
                             await asyncio.sleep(0.005)
-                        put(item)
+                        items.put((item, None))
             except BaseException as error:
-                put((_END, error))
+                end = _End(error)
                 if isinstance(error, asyncio.CancelledError):
                     raise
-            else:
-                put((_END, None))
+            finally:
+                items.put((None, end))
+                hurry()
 
         future = asyncio.run_coroutine_threadsafe(_started(pump), self._loop)
+        self._streams += 1
+        bursts = 0
         try:
             while True:
-                item = await items.get()
-                if isinstance(item, tuple) and item and item[0] is _END:
-                    if item[1] is not None:
-                        raise item[1]
-                    return
-                room.release()
-                yield item
+                await items.arrive(None)
+                while items.has_frames():
+                    item, end = items.take()
+                    if end is not None:
+                        if end.error is not None:
+                            raise end.error
+                        return
+                    room.release()
+                    yield cast(T, item)
+                bursts += 1
+                await hurry.or_after(pause_s(self._streams, bursts))
         finally:
+            self._streams -= 1
             future.cancel()
 
     def close(self) -> None:

@@ -24,11 +24,9 @@ from patchwork_serving.components.host import ComponentHost, Estimate, Waiting, 
 from patchwork_serving.components.tokens import token_limit
 from patchwork_serving.deadlines import until_deadline
 from patchwork_serving.errors import ConfigError
+from patchwork_serving.pacing import pause_s
 from patchwork_serving.wire import CallFrame, ReplyFrame
 
-#: Coalescing grows with the number of streams: one stream is not delayed at all to speak of, 50 streams wait the 50 ms of D9.
-COALESCE_PER_STREAM_S = 0.001
-COALESCE_MAX_S = 0.05
 #: While a call waits for room, after how many of the engine's steps it is asked again (ends and first tokens are noticed at once).
 ASK_AGAIN_STEPS = 4
 #: How much of the engine's time before the prefills inside are done the next one follows.
@@ -111,7 +109,7 @@ class ContinuousHost(ComponentHost):
                 self._streams += 1
                 first: float | None = None
                 try:
-                    groups = coalesce(self._generate(inside), self._coalesce_s)
+                    groups = coalesce(self._generate(inside), lambda sent: pause_s(self._streams, sent))
                     async with contextlib.aclosing(groups):  # type: ignore[type-var]
                         async for group in groups:
                             if first is None:
@@ -122,9 +120,6 @@ class ContinuousHost(ComponentHost):
             yield ReplyFrame(report=self._report(inside.waiting, first))
         except (Exception, DeadlinePassed) as error:  # noqa: BLE001  the loop top of a stream
             yield ReplyFrame(error=error_frame(error))
-
-    def _coalesce_s(self) -> float:
-        return min(COALESCE_MAX_S, COALESCE_PER_STREAM_S * self._streams)
 
     @contextlib.asynccontextmanager
     async def _admitted(self, frame: CallFrame) -> AsyncIterator[_Inside]:

@@ -13,6 +13,7 @@ from patchwork_serving.components.engine import EngineCall
 from patchwork_serving.components.host import ComponentHost
 from patchwork_serving.components.hosting import host_of
 from patchwork_serving.errors import ConfigError, EngineDied, EngineRefused
+from patchwork_serving.pacing import MAX_S, pause_s
 from patchwork_serving.release import ComponentSpec
 from patchwork_serving.wire import CallFrame, ReplyFrame, Report
 
@@ -343,9 +344,49 @@ async def test_coalescing_keeps_order_and_raises_what_the_source_raised() -> Non
 
     groups: list[tuple[bytes, ...]] = []
     with pytest.raises(EngineDied):
-        async for group in coalesce(source(), lambda: 0.0):
+        async for group in coalesce(source(), lambda _: 0.0):
             groups.append(group)
     assert b"".join(p for g in groups for p in g) == bytes(range(5))
+
+
+async def test_frames_gather_from_the_second_group_on_and_the_end_does_not_wait() -> None:
+    begun = asyncio.Event()
+
+    async def source() -> AsyncIterator[bytes]:
+        yield b"a"
+        await begun.wait()
+        for token in (b"b", b"c", b"d"):
+            yield token
+            await asyncio.sleep(0)
+
+    groups = []
+    async for group in coalesce(source(), lambda sent: 3600.0):
+        groups.append(group)
+        begun.set()
+    assert groups == [(b"a",), (b"b", b"c", b"d")]
+
+
+async def test_a_frame_that_comes_after_the_pause_leaves_at_once() -> None:
+    more = asyncio.Event()
+
+    async def source() -> AsyncIterator[bytes]:
+        for token in (b"a", b"b"):
+            yield token
+            await more.wait()
+            more.clear()
+
+    pauses: list[int] = []
+    groups = coalesce(source(), lambda sent: pauses.append(sent) or 0.0)  # type: ignore[func-returns-value]
+    assert await anext(groups) == (b"a",)
+    more.set()
+    assert await anext(groups) == (b"b",)  # the stream has not ended
+    assert pauses == [1]
+    await groups.aclose()  # type: ignore[attr-defined]
+
+
+def test_a_stream_begins_without_a_pause_and_then_waits_by_how_many_there_are() -> None:
+    assert [pause_s(1000, sent) for sent in (1, 2, 3)] == [0.0, 0.0, MAX_S]
+    assert pause_s(1, 10) < pause_s(20, 10) < MAX_S
 
 
 def test_frames_survive_the_wire() -> None:
