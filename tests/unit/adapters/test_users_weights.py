@@ -13,7 +13,7 @@ from langchain_core.embeddings import Embeddings
 
 from patchwork_adapters.leaves import users_weights
 from patchwork_adapters.leaves.deferred import Deferred
-from patchwork_adapters.leaves.spec import install_construct_hooks
+from patchwork_adapters.leaves.spec import install_construct_hooks, spec_for
 from patchwork_adapters.walk import find_leaves
 
 
@@ -49,6 +49,7 @@ def package(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     for module in (package, factory):
         monkeypatch.setitem(sys.modules, module.__name__, module)
     monkeypatch.setattr(Loaded, "names", [])
+    spec_for(object)  # families register their hooks once, and must not do so in the list that is there for this test
     hooks = [hook for hook in users_weights_hooks() if hook.module in sys.modules]
     monkeypatch.setattr("patchwork_adapters.leaves.spec._hooks", hooks)
     undo = install_construct_hooks()
