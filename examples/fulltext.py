@@ -43,6 +43,9 @@ class FullTextRetriever(BaseRetriever):
 def full_text_search(k: int = 2) -> FullTextRetriever:
     dsn = os.environ["DATABASE_URL"]
     with psycopg.connect(dsn) as connection:
+        connection.execute(
+            "SELECT pg_advisory_xact_lock(hashtext(%s))", (TABLE,)
+        )  # servers start several processes at once
         connection.execute(CREATE)
         connection.execute(INDEX)
         if connection.execute(f"SELECT count(*) FROM {TABLE}").fetchone() == (0,):
