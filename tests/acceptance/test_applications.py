@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import importlib
 import sys
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +67,27 @@ async def test_crag_asks_its_second_source_when_no_passage_is_accepted(crag: Any
     assert api.asked == {"grader": 4, "rewriter": 1, "generator": 1}
     assert state["relevant"]
     assert any("finally" in document.page_content for _, document in state["relevant"])
+
+
+@pytest.mark.postgres
+def test_processes_of_a_server_may_make_the_second_source_at_once(
+    api: RuledApi, postgres_dsn: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DATABASE_URL", postgres_dsn)
+    fulltext = example("fulltext")
+    monkeypatch.setattr(fulltext, "TABLE", "made_at_once")
+    for name in ("CREATE", "INDEX", "FILL", "SEARCH"):
+        monkeypatch.setattr(
+            fulltext, name, getattr(fulltext, name).replace("python_reference_sections", "made_at_once")
+        )
+    together = threading.Barrier(8)
+
+    def made() -> int:
+        together.wait()
+        return len(fulltext.full_text_search().invoke("finally clause"))
+
+    with ThreadPoolExecutor(8) as threads:
+        assert [one.result() for one in [threads.submit(made) for _ in range(8)]] == [2] * 8
 
 
 async def test_ircot_reasons_and_retrieves_in_turn_until_it_has_the_answer(api: RuledApi) -> None:

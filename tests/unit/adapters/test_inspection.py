@@ -177,13 +177,18 @@ def test_local_urls(url: str, expected: bool) -> None:
     assert is_local_url(url) is expected
 
 
+_found: dict[str, Any] = {}  #: LlamaIndex's settings before the first of the next two tests
+
+
 def test_a_module_may_set_llamaindexs_settings() -> None:
     settings = pytest.importorskip("llama_index.core").Settings
+    _found.update(vars(settings))
     settings.embed_model, settings.chunk_size = pytest.importorskip("llama_index.core").MockEmbedding(4), 77
-    assert settings.embed_model is not None
+    assert vars(settings) != _found
 
 
 def test_and_the_next_test_finds_them_as_they_were() -> None:
-    """Not set, or the leaves of chains that have nothing to do with the module would be found in them."""
-    settings = pytest.importorskip("llama_index.core").Settings
-    assert vars(settings) == vars(type(settings)())
+    """Else the leaves of chains that have nothing to do with the module would be found in them."""
+    if not _found:
+        pytest.skip("runs after the test before it")
+    assert vars(pytest.importorskip("llama_index.core").Settings) == _found
