@@ -32,16 +32,14 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import bench_applications
 import bench_streaming
-import orjson
 import results
 from baselines.applications import APPLICATIONS, COMPARED, EMBED, Application
 from baselines.systems import Engines, model_server, ours, whole
 from bench_streaming import Wish, compared, measured, openai_stream, sse_stream
 from gpu_models import SHAPES, write_models
 
-from patchwork_adapters.protocol import HttpRequest, encode_request
 from patchwork_serving.bench import LoadOptions, run_load
-from patchwork_serving.components.engine import ContinuousEngine, EngineCall
+from patchwork_serving.components.engine import ContinuousEngine
 from patchwork_serving.components.factory import build_engine
 from patchwork_serving.config import Config
 from patchwork_serving.gpus import gpu_names
@@ -221,21 +219,8 @@ async def vllm_alone(engines: VllmEngines) -> AsyncIterator[bench_streaming.Ask]
     )
     engine = build_engine(spec, Config.model_validate({"models": models}))
     assert isinstance(engine, ContinuousEngine)
-    question = [{"role": "user", "content": bench_streaming.QUESTION}]
-    body = orjson.dumps({"model": engines.name, "messages": question, "stream": True, "temperature": 0})
-    payload = encode_request(HttpRequest("POST", "/v1/chat/completions", {}, body))
-
-    async def ask(number: int) -> AsyncIterator[None]:
-        frames = engine.generate(EngineCall(f"call-{number}", "llm", "POST /v1/chat/completions", payload, stream=True))
-        await anext(frames)  # the response's head
-        async for _ in frames:
-            yield
-
-    await engine.start()
-    try:
+    async with bench_streaming.asking(engine, engines.name) as ask:
         yield ask
-    finally:
-        await engine.close()
 
 
 if __name__ == "__main__":

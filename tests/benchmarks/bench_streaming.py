@@ -42,7 +42,7 @@ from patchwork_serving.bench.sse import LangServeEvents
 from patchwork_serving.components.emulated_factory import build_emulated
 from patchwork_serving.components.emulated_llm import EmulatedLlm
 from patchwork_serving.components.emulated_profiles import load_profile
-from patchwork_serving.components.engine import EngineCall
+from patchwork_serving.components.engine import ContinuousEngine, EngineCall
 from patchwork_serving.release import ComponentSpec
 
 PROFILE, MODEL = "llama-3.2-3b-h100", "answerer"
@@ -133,7 +133,15 @@ async def engine_alone(wish: Wish) -> AsyncIterator[Ask]:
         ComponentSpec(id="llm", kind="llm", way="protocol", engine="emulated", engine_args=arguments), MODEL
     )
     assert isinstance(engine, EmulatedLlm)
-    body = orjson.dumps({"model": MODEL, "messages": [{"role": "user", "content": QUESTION}], "stream": True})
+    async with asking(engine, MODEL) as ask:
+        yield ask
+
+
+@contextlib.asynccontextmanager
+async def asking(engine: ContinuousEngine, model: str) -> AsyncIterator[Ask]:
+    """The engine's own ``generate`` in this process, started for the block."""
+    question = [{"role": "user", "content": QUESTION}]
+    body = orjson.dumps({"model": model, "messages": question, "stream": True, "temperature": 0})
     payload = encode_request(HttpRequest("POST", "/v1/chat/completions", {}, body))
 
     async def ask(number: int) -> AsyncIterator[None]:
