@@ -20,9 +20,9 @@ pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
 TARGET = Path(__file__).parent / "chains" / "patient.py"
 #: How long a call takes. Judged by its prediction alone, a replica would be in doubt only after twice as much.
-CALL_S = 2.0
+CALL_S = 4.0
 EVERY_S = 0.25
-GIVEN_UP_S = 6.0
+GIVEN_UP_S = 12.0
 
 
 @pytest.fixture(scope="module")
