@@ -13,6 +13,7 @@ import datetime as dt
 import enum
 import functools
 import io
+import operator
 import pickle
 import struct
 from collections.abc import Callable, Iterator
@@ -26,6 +27,7 @@ import numpy as np
 from patchwork_adapters.codec_classes import is_importable, is_trusted, name_of, path_of
 from patchwork_adapters.codec_errors import error_state, rebuild_error, without_secrets
 from patchwork_adapters.codec_states import (
+    Shape,
     is_record,
     is_text,
     is_trusted_model,
@@ -34,10 +36,10 @@ from patchwork_adapters.codec_states import (
     rebuild_as,
     rebuild_enum,
     rebuild_model,
-    rebuild_record,
     rebuild_scalar,
     rebuild_text,
     rebuild_time,
+    shape_of,
     time_state,
 )  # fmt: skip
 from patchwork_adapters.errors import CodecError, NotExact
@@ -47,7 +49,7 @@ from patchwork_adapters.redaction import redacted
 _TUPLE, _DICT, _SET, _FROZENSET, _BIGINT, _COMPLEX = 1, 2, 3, 4, 5, 6
 _DATETIME, _DATE, _TIME, _TIMEDELTA, _UUID, _DECIMAL, _BYTEARRAY = 10, 11, 12, 13, 14, 15, 16
 _NDARRAY, _NPSCALAR, _FLOATS = 20, 21, 22
-_MODEL, _ENUM, _RECORD, _TEXT = 30, 31, 32, 33
+_MODEL, _ENUM, _TEXT, _SHAPE = 30, 31, 33, 34
 _PICKLE, _ERROR = 40, 41
 _OUTCOME_VALUE, _OUTCOME_ERROR = b"\x00", b"\x01"
 _strict = 0  #: blocks of :func:`strict` that run; for all threads, because calls are encoded in any
@@ -143,7 +145,7 @@ class _Encoder:
     def _plain_list(self, value: list[Any]) -> Any:
         first = type(value[0])
         if first in _NATIVE:
-            if first is float and len(value) >= _VECTOR and set(map(type, value)) == _ONLY_FLOAT:
+            if first is float and len(value) >= _VECTOR and operator.countOf(map(type, value), float) == len(value):
                 return _Ext((_FLOATS, struct.pack(f"<{len(value)}d", *value)))
             if _NATIVE.issuperset(map(type, value)):
                 return value
@@ -159,16 +161,15 @@ class _Encoder:
 
     def _ext(self, value: Any) -> Any:
         cls: type = type(value)
-        head = _models.get(cls)
-        if head is not None:
-            return _Ext((_MODEL, head + _packed(self._model_state(value))))
+        if cls in _models:
+            return self._model(value)
         known = _BY_TYPE.get(cls)
         if known is not None:
             code, to_state = known
             return _Ext((code, self.pack(to_state(value))))
         if is_trusted_model(cls):
-            _models[cls] = b"\x93" + b"".join(map(_packed, path_of(cls)))  # an array of three; the state follows
-            return self._ext(value)
+            _models.add(cls)
+            return self._model(value)
         if cls in (dt.datetime, dt.time):
             state = time_state(value)
             code = _DATETIME if cls is dt.datetime else _TIME
@@ -178,24 +179,24 @@ class _Encoder:
         if isinstance(value, np.generic) and not value.dtype.hasobject:
             return self._array(_NPSCALAR, np.asarray(value))
         if isinstance(value, enum.Enum) and is_trusted(cls):
-            return _Ext((_ENUM, self.pack([*path_of(cls), value.name])))
+            return _enum_ext(value)
         if cls in _codes and self._allow_pickle:
             return _Ext((_codes[cls], self.pack([getattr(value, field.name) for field in dataclasses.fields(value)])))
         if is_text(cls):
             return _Ext((_TEXT, self.pack([*path_of(cls), str.__str__(value)])))
         if is_record(cls):
-            return _Ext((_RECORD, self.pack([*path_of(cls), vars(value)])))
+            return {_record_head(cls): None, **self._plain_items(vars(value))}
         return self._pickled(value)
 
-    def _model_state(self, value: Any) -> list[Any]:
-        """:func:`model_state`, plain: the fields are told apart here, because almost everything that crosses consists of models."""
-        fields, extra, private = value.__dict__, value.__pydantic_extra__, value.__pydantic_private__
-        return [
-            self._plain_items(fields),
-            self._plain(extra) if extra else extra,
-            sorted(value.__pydantic_fields_set__),
-            self._plain(private) if private else private,
-        ]
+    def _model(self, value: Any) -> Any:
+        """Almost everything that crosses consists of models: their fields cross as a map that is in its place, behind what they share."""
+        cls: type = type(value)
+        extra, private = value.__pydantic_extra__, value.__pydantic_private__
+        if extra or private:
+            path, (fields, *rest) = path_of(cls), model_state(value)
+            return _Ext((_MODEL, _packed([*path, [self._plain_items(fields), *map(self._plain, rest)]])))
+        head = _model_head(cls, frozenset(value.__pydantic_fields_set__), extra is None, private is None)
+        return {head: None, **self._plain_items(value.__dict__)}
 
     def _array(self, code: int, array: np.ndarray[Any, Any]) -> Any:
         if array.dtype.fields is not None:
@@ -256,14 +257,44 @@ def _pickle(value: Any) -> bytes:
 _ENCODER, _PLAIN_ENCODER = _Encoder(True), _Encoder(False)
 
 
+@functools.lru_cache(maxsize=4096)
+def _model_head(cls: type, fields_set: frozenset[str], no_extra: bool, no_private: bool) -> Any:
+    """The first key of a model's map: no key of the caller's is like it."""
+    return _Ext((_SHAPE, _packed([*path_of(cls), sorted(fields_set), no_extra, no_private])))
+
+
+@functools.lru_cache(maxsize=4096)
+def _record_head(cls: type) -> Any:
+    return _Ext((_SHAPE, _packed([*path_of(cls)])))
+
+
+@functools.lru_cache(maxsize=4096, typed=True)  # members of different enumerations may be equal
+def _enum_ext(value: enum.Enum) -> Any:
+    return _Ext((_ENUM, _packed([*path_of(type(value)), value.name])))
+
+
+def _made(found: dict[Any, Any]) -> Any:
+    """A map of the caller's as it is, or the object whose shape its first key is."""
+    for shape in found:
+        if type(shape) is Shape:
+            del found[shape]
+            return shape.make(found)
+        break
+    return found
+
+
 class _Decoder:
     def __init__(self, allow_pickle: bool) -> None:
         self._allow_pickle = allow_pickle
         self.unpack: Callable[[bytes], Any] = functools.partial(
-            msgpack.unpackb, ext_hook=self.ext, strict_map_key=False, unicode_errors="surrogatepass"
+            msgpack.unpackb, ext_hook=self.ext, object_hook=_made, strict_map_key=False, unicode_errors="surrogatepass"
         )
 
     def ext(self, code: int, data: bytes) -> Any:
+        if code == _SHAPE:
+            return _shape(data)
+        if code == _ENUM:
+            return _enum(data)
         if code == _MODEL:
             return rebuild_model(self.unpack(data))
         if code == _FLOATS:
@@ -284,6 +315,16 @@ class _Decoder:
 _WITH_PICKLE, _WITHOUT_PICKLE = _Decoder(True), _Decoder(False)
 
 
+@functools.lru_cache(maxsize=4096)
+def _shape(data: bytes) -> Shape:
+    return shape_of(*msgpack.unpackb(data))
+
+
+@functools.lru_cache(maxsize=4096)
+def _enum(data: bytes) -> Any:
+    return rebuild_enum(msgpack.unpackb(data))
+
+
 def register(code: int, cls: type) -> None:
     """A dataclass of ours with slots, which passes between our own processes as its fields. Codes from 50 on."""
     _codes[cls], _ours[code] = code, cls
@@ -297,12 +338,12 @@ def _forgets(cls: type) -> bool:
 
 _packers: list[msgpack.Packer] = []
 _KEPT_BUFFER = 1 << 20
-#: Trusted models that were met, which live as long as their modules -> how their state begins.
-_models: dict[type, bytes] = {}
+#: Trusted models that were met, which live as long as their modules.
+_models: set[type] = set()
 _codes: dict[type, int] = {}
 _ours: dict[int, type] = {}
 _NATIVE = frozenset({type(None), bool, int, float, str, bytes})
-_ONLY_TEXT, _ONLY_FLOAT = frozenset({str}), frozenset({float})
+_ONLY_TEXT = frozenset({str})
 _CONTAINERS = frozenset({list, dict})
 _VECTOR = 16  #: so many numbers cross as an array
 _BY_TYPE: dict[type, tuple[int, Callable[[Any], Any]]] = {
@@ -331,7 +372,5 @@ _FROM_STATE: dict[int, Callable[[Any], Any]] = {
     _DECIMAL: Decimal,
     _NDARRAY: rebuild_array,
     _NPSCALAR: rebuild_scalar,
-    _ENUM: rebuild_enum,
-    _RECORD: rebuild_record,
     _TEXT: rebuild_text,
 }

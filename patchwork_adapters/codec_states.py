@@ -44,13 +44,39 @@ def _model_class(module: str, qualname: str) -> type:
 
 def rebuild_as(cls: Any, state: list[Any]) -> Any:
     fields, extra, fields_set, private = state
+    return _model(cls, fields, extra, set(fields_set), private)
+
+
+def _model(
+    cls: Any, fields: dict[str, Any], extra: dict[str, Any] | None, fields_set: set[str], private: dict[str, Any] | None
+) -> Any:
     value = cls.__new__(cls)
     put = object.__setattr__  # models may be frozen, or have a __setattr__ of their own
     put(value, "__dict__", fields)
     put(value, "__pydantic_extra__", extra)
-    put(value, "__pydantic_fields_set__", set(fields_set))
+    put(value, "__pydantic_fields_set__", fields_set)
     put(value, "__pydantic_private__", private)
     return value
+
+
+@dataclasses.dataclass(frozen=True, slots=True, eq=False)
+class Shape:
+    """What a framework's objects share besides their fields: how one is made of those."""
+
+    make: Callable[[dict[str, Any]], Any]
+
+
+def shape_of(module: str, qualname: str, fields_set: list[str] | None = None, *absent: bool) -> Shape:
+    """Of a model, or without ``fields_set`` of a dataclass. ``absent``: whether a model's extra and private fields are None, not empty."""
+    if fields_set is None:
+        return Shape(functools.partial(_record_of, _record_class(module, qualname)))
+    cls: Any = _model_class(module, qualname)
+    names, (no_extra, no_private) = frozenset(fields_set), absent
+
+    def make(fields: dict[str, Any]) -> Any:
+        return _model(cls, fields, None if no_extra else {}, set(names), None if no_private else {})
+
+    return Shape(make)
 
 
 @functools.lru_cache(maxsize=4096)
@@ -80,11 +106,14 @@ def is_record(cls: type) -> bool:
     )
 
 
-def rebuild_record(state: list[Any]) -> Any:
-    module, qualname, fields = state
+def _record_class(module: str, qualname: str) -> type:
     cls = resolve_trusted(module, qualname)
     if not (isinstance(cls, type) and is_record(cls)):
         raise CodecError(f"{module}.{qualname} is no dataclass")
+    return cls
+
+
+def _record_of(cls: type, fields: dict[str, Any]) -> Any:
     value: Any = object.__new__(cls)
     value.__dict__.update(fields)
     return value

@@ -56,9 +56,8 @@ class Forwarding:
         self._max_body_bytes = max_body_bytes
         self._body_timeout_s = body_timeout_s
         self._known: tuple[float, Sequence[Place]] = (float("-inf"), ())
-        self._gone: dict[
-            str, float
-        ] = {}  #: replicas that did not answer under their name, and until when they are left out
+        #: replicas that did not answer under their name, and until when they are left out: not long, one may only just have started
+        self._gone: dict[str, float] = {}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http" or scope["method"] != "POST" or not scope["path"].endswith(CALL_PATHS):
@@ -71,7 +70,7 @@ class Forwarding:
                 assert body is not None
                 if await self._forwarded(owner, scope, body, receive, send):
                     return
-                self._gone[owner] = time.monotonic() + 10 * KNOWN_S
+                self._gone[owner] = time.monotonic() + 2 * KNOWN_S
                 owner = await self._owner(body)
         except GatewayError as error:
             await fault_response(fault_of(error), None)(scope, receive, send)
