@@ -6,6 +6,7 @@ loaded; code that reaches past them still gets the real thing, later.
 
 from __future__ import annotations
 
+import functools
 import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
@@ -13,6 +14,8 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from types import ModuleType
 from typing import Any
+
+from patchwork_adapters.import_hooks import Undo
 
 _OWN = frozenset({
     "deferred_build", "deferred_known", "deferred_set", "deferred_settings", "deferred_real", "deferred_lock", "deferred_kind",
@@ -136,3 +139,25 @@ def module_replaced(name: str, **attributes: Any) -> Iterator[None]:
 
 def is_building() -> bool:
     return _BUILDING.get()
+
+
+def constructed_with(class_name: str, module_name: str, **attributes: Any) -> Callable[[ModuleType], Undo]:
+    """For a construct hook: while a class constructs, the module that it imports its model from has these attributes."""
+
+    def install(module: ModuleType) -> Undo:
+        cls = getattr(module, class_name)
+        original = cls.__init__
+
+        @functools.wraps(original)
+        def construct(self: Any, *args: Any, **kwargs: Any) -> None:
+            with module_replaced(module_name, **attributes):
+                original(self, *args, **kwargs)
+
+        cls.__init__ = construct
+
+        def undo() -> None:
+            cls.__init__ = original
+
+        return undo
+
+    return install

@@ -20,7 +20,7 @@ from patchwork_adapters.binding import Bound
 from patchwork_adapters.import_hooks import Undo
 from patchwork_adapters.leaves import langchain as _langchain  # noqa: F401  registers the base classes
 from patchwork_adapters.leaves import llamaindex as _llamaindex  # noqa: F401
-from patchwork_adapters.leaves.deferred import Deferred, module_replaced
+from patchwork_adapters.leaves.deferred import Deferred, constructed_with
 from patchwork_adapters.leaves.huggingface_calls import Methods, register_like, text_of
 from patchwork_adapters.leaves.llamacpp_bodies import (
     calling,
@@ -214,23 +214,7 @@ def _llama(model_path: str, params: Mapping[str, Any]) -> Any:
 
 
 def _lazy_langchain(class_name: str) -> Callable[[ModuleType], Undo]:
-    def install(module: ModuleType) -> Undo:
-        cls = getattr(module, class_name)
-        original = cls.__init__
-
-        @functools.wraps(original)
-        def construct(self: Any, *args: Any, **kwargs: Any) -> None:
-            with module_replaced("llama_cpp", Llama=_deferred_llama, LlamaGrammar=_Grammar):
-                original(self, *args, **kwargs)
-
-        cls.__init__ = construct
-
-        def undo() -> None:
-            cls.__init__ = original
-
-        return undo
-
-    return install
+    return constructed_with(class_name, "llama_cpp", Llama=_deferred_llama, LlamaGrammar=_Grammar)
 
 
 def _lazy_llamaindex(module: ModuleType) -> Undo:

@@ -15,7 +15,7 @@ from typing import Any
 from patchwork_adapters.binding import Bound
 from patchwork_adapters.import_hooks import Undo
 from patchwork_adapters.leaves import langchain as _langchain  # noqa: F401  registers the base classes
-from patchwork_adapters.leaves.deferred import Deferred, module_replaced
+from patchwork_adapters.leaves.deferred import Deferred, constructed_with
 from patchwork_adapters.leaves.huggingface_calls import Methods, ask_all, register_like, text_of
 from patchwork_adapters.leaves.huggingface_fields import Unmapped
 from patchwork_adapters.leaves.spec import ConstructHook, Facts, register_construct_hook
@@ -109,24 +109,7 @@ def _result(replies: Sequence[Any]) -> Any:
 
 def lazy_engine(class_name: str) -> Callable[[ModuleType], Undo]:
     """The class imports ``vllm.LLM`` in its constructor: for so long, that name means an engine that is built when it is used."""
-
-    def install(module: ModuleType) -> Undo:
-        cls = getattr(module, class_name)
-        original = cls.__init__
-
-        @functools.wraps(original)
-        def construct(self: Any, *args: Any, **kwargs: Any) -> None:
-            with module_replaced("vllm", LLM=_deferred_engine):
-                original(self, *args, **kwargs)
-
-        cls.__init__ = construct
-
-        def undo() -> None:
-            cls.__init__ = original
-
-        return undo
-
-    return install
+    return constructed_with(class_name, "vllm", LLM=_deferred_engine)
 
 
 def _deferred_engine(**arguments: Any) -> Deferred:

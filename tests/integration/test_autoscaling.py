@@ -9,7 +9,7 @@ import asyncio
 import itertools
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from typing import Any
 import httpx
 import pytest
 
-from kit.deployed import Home, a_home, deployed
+from kit.deployed import Home, deployed
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
@@ -33,12 +33,6 @@ components:
 """
 RATE = 9.0
 _NUMBERS = itertools.count()  # equal calls are made once: every question is another
-
-
-@pytest.fixture(scope="module")
-def home() -> Iterator[Home]:
-    with a_home() as made:
-        yield made
 
 
 def app_of(home: Home) -> dict[str, Any]:

@@ -14,7 +14,7 @@ import httpx
 import psycopg
 import pytest
 
-from kit.deployed import EXAMPLES, QUESTIONS, Home, a_home, deployed, invoke
+from kit.deployed import EXAMPLES, QUESTIONS, Home, deployed, invoke
 from patchwork_adapters import RemoteRunnable
 from patchwork_serving.store.embedded import EmbeddedPostgres
 
@@ -23,12 +23,6 @@ pytestmark = [pytest.mark.ray, pytest.mark.postgres, pytest.mark.models, pytest.
 TARGET = str(EXAMPLES / "vanilla_rag.py")
 MODEL = "smollm2-135m-instruct"
 LLM = f"llm-{MODEL}"
-
-
-@pytest.fixture(scope="module")
-def home() -> Iterator[Home]:
-    with a_home() as made:
-        yield made
 
 
 @pytest.fixture(scope="module")

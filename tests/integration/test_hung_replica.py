@@ -14,7 +14,7 @@ import httpx
 import psutil
 import pytest
 
-from kit.deployed import Home, a_home, deployed
+from kit.deployed import Home, deployed
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
@@ -23,12 +23,6 @@ TARGET = Path(__file__).parent / "chains" / "patient.py"
 CALL_S = 4.0
 EVERY_S = 0.25
 GIVEN_UP_S = 12.0
-
-
-@pytest.fixture(scope="module")
-def home() -> Iterator[Home]:
-    with a_home() as made:
-        yield made
 
 
 @pytest.fixture(scope="module")

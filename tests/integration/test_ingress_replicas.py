@@ -16,17 +16,11 @@ import psutil
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from kit.deployed import Home, a_home, deployed
+from kit.deployed import Home, deployed
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
 TARGET = Path(__file__).parent / "chains" / "patient.py"
-
-
-@pytest.fixture(scope="module")
-def home() -> Iterator[Home]:
-    with a_home() as made:
-        yield made
 
 
 @pytest.fixture(scope="module")

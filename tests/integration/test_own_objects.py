@@ -12,7 +12,7 @@ from typing import Any
 import httpx
 import pytest
 
-from kit.deployed import Home, a_home, deployed, invoke
+from kit.deployed import Home, deployed, invoke
 from patchwork_adapters import RemoteRunnable
 
 pytestmark = [pytest.mark.ray]
@@ -20,12 +20,6 @@ pytestmark = [pytest.mark.ray]
 TARGET = Path(__file__).parent / "chains" / "own_parts.py"
 LATE = TARGET.with_name("late_parts.py")  #: constructs its leaves on each call
 QUESTIONS = ["parrots speak", "what about snakes", "nothing at all", "norwegian or not"]
-
-
-@pytest.fixture(scope="module")
-def home() -> Iterator[Home]:
-    with a_home() as made:
-        yield made
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ import httpx
 import psutil
 import pytest
 
-from kit.deployed import Home, a_home, deployed, invoke
+from kit.deployed import Home, deployed, invoke
 from kit.llm_engines import ON_A_CPU, hugging_face_folder, needs_vllm
 
 pytestmark = [pytest.mark.vllm, pytest.mark.ray, pytest.mark.models, pytest.mark.slow, needs_vllm]
@@ -23,12 +23,6 @@ from langchain_openai import ChatOpenAI
 chain = ChatOpenAI(model="small", temperature=0, max_tokens=16) | StrOutputParser()
 """
 QUESTION = "Name the capital city of France."
-
-
-@pytest.fixture(scope="module")
-def home() -> Iterator[Home]:
-    with a_home() as made:
-        yield made
 
 
 @pytest.fixture(scope="module")

@@ -19,6 +19,8 @@ from hypothesis import strategies as st
 from langchain_core.documents import Document
 from langchain_core.messages import AIMessage, AIMessageChunk, HumanMessage, ToolMessage
 from langchain_core.outputs import ChatGeneration, ChatResult
+from llama_index.core.indices.document_summary.base import DocumentSummaryRetrieverMode
+from llama_index.core.indices.list.base import ListRetrieverMode
 from llama_index.core.schema import TextNode
 from llama_index.core.vector_stores.types import VectorStoreQuery, VectorStoreQueryMode, VectorStoreQueryResult
 from pydantic import Field
@@ -274,18 +276,36 @@ def test_what_frameworks_hand_out_needs_no_pickle() -> None:
         assert difference(value, back) is None
 
 
-@pytest.mark.parametrize(("code", "module", "name"), [
-    (32, "llama_index.core.schema", "TextNode"),  # a model, no dataclass
-    (32, "dataclasses", "Field"),
-    (33, "llama_index.core.schema", "TextNode"),  # no text
-    (33, "langchain_core.messages.base", "BaseMessage"),
+TEXT, SHAPE = 33, 34
+
+
+@pytest.mark.parametrize("forged", [
+    msgpack.ExtType(TEXT, msgpack.packb(["llama_index.core.schema", "TextNode", "x"])),  # no text
+    msgpack.ExtType(TEXT, msgpack.packb(["langchain_core.messages.base", "BaseMessage", "x"])),
+    {msgpack.ExtType(SHAPE, msgpack.packb(["llama_index.core.schema", "TextNode"])): None},  # a model, no dataclass
+    {msgpack.ExtType(SHAPE, msgpack.packb(["dataclasses", "Field"])): None},
+    {msgpack.ExtType(SHAPE, msgpack.packb(["subprocess", "Popen", [], True, True])): None, "args": "true"},
+    {msgpack.ExtType(SHAPE, msgpack.packb(["llama_index.core.vector_stores.types", "VectorStoreQuery", [], True, True])): None},  # no model
+    {msgpack.ExtType(SHAPE, msgpack.packb(["llama_index.core.schema", "TextNode", [], True])): None},
 ])  # fmt: skip
-def test_a_name_from_outside_is_that_of_the_kind_of_class_that_it_is_said_to_be(
-    code: int, module: str, name: str
-) -> None:
-    forged = msgpack.packb(msgpack.ExtType(code, msgpack.packb([module, name, {}])))
+def test_a_name_from_outside_is_that_of_the_kind_of_class_that_it_is_said_to_be(forged: Any) -> None:
     with pytest.raises(CodecError):
-        decode(forged, allow_pickle=False)
+        decode(msgpack.packb(forged), allow_pickle=False)
+
+
+def test_members_of_different_enumerations_that_are_equal_stay_apart() -> None:
+    members = [DocumentSummaryRetrieverMode.EMBEDDING, ListRetrieverMode.EMBEDDING]
+    assert members[0] == members[1]
+    assert [type(member) for member in decode(encode(members))] == [type(member) for member in members]
+
+
+def test_models_made_with_other_arguments_say_so_after_the_way() -> None:
+    plain, given = TextNode(text="x"), TextNode(text="x", metadata={})
+    plain.id_ = given.id_ = "1"
+    back = [decode(encode(node)) for node in (plain, given)]
+    assert [sorted(node.model_fields_set) for node in back] == [["id_", "text"], ["id_", "metadata", "text"]]
+    back[0].metadata = {"changed": True}  # what one of them is told later, no other is
+    assert sorted(decode(encode(plain)).model_fields_set) == ["id_", "text"]
 
 
 def test_our_own_marks_are_not_taken_from_outside() -> None:
