@@ -16,8 +16,11 @@ $(STAMP): pyproject.toml $(LOCK) requirements/setup.sh
 demo: setup
 	$(BIN)/python -m patchwork_serving.demo
 
+# Unit tests side by side; what starts servers, or times what it does, one after the other.
+HERE := -m "not gpu and not hf and not vllm and not benchmark"
 test: setup
-	$(BIN)/python -m pytest -m "not gpu and not hf and not vllm and not benchmark"
+	$(BIN)/python -m pytest $(HERE) -n 2 tests/unit tests/conformance
+	$(BIN)/python -m pytest $(HERE) tests/contracts tests/integration tests/acceptance
 
 # The examples deployed against plain, 30 questions each (`make test` asks 10).
 parity: setup

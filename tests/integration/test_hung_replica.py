@@ -1,12 +1,14 @@
-"""A replica that hangs in the middle of long calls: nobody is sent to it after a second, and it serves again when it goes on."""
+"""A replica that hangs in the middle of long calls: nobody is sent to it after a second, and it serves again when it goes on. One that is
+only slow gets few."""
 
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -41,7 +43,7 @@ class Asked:
 
 
 @asynccontextmanager
-async def load(url: str) -> AsyncIterator[list[asyncio.Task[Asked]]]:
+async def load(url: str, call_s: float = CALL_S, every_s: float = EVERY_S) -> AsyncIterator[list[asyncio.Task[Asked]]]:
     """A request every so often, until the end of the block."""
     asked: list[asyncio.Task[Asked]] = []
     async with httpx.AsyncClient(timeout=60.0) as client:
@@ -49,7 +51,7 @@ async def load(url: str) -> AsyncIterator[list[asyncio.Task[Asked]]]:
         async def ask() -> Asked:
             began = time.monotonic()
             headers = {"x-patchwork-trace": "1", "x-request-timeout-seconds": str(GIVEN_UP_S)}
-            answer = await client.post(f"{url}/invoke", json={"input": str(CALL_S)}, headers=headers)
+            answer = await client.post(f"{url}/invoke", json={"input": str(call_s)}, headers=headers)
             # who is given up is told so by Serve's proxy, in plain text
             spans = answer.json()["metadata"]["trace"] if answer.status_code == 200 else []
             found = [s["attributes"]["patchwork.replica"] for s in spans if "patchwork.replica" in s["attributes"]]
@@ -58,7 +60,7 @@ async def load(url: str) -> AsyncIterator[list[asyncio.Task[Asked]]]:
         async def go_on() -> None:
             while True:
                 asked.append(asyncio.create_task(ask()))
-                await asyncio.sleep(EVERY_S)
+                await asyncio.sleep(every_s)
 
         going = asyncio.create_task(go_on())
         try:
@@ -93,3 +95,40 @@ async def test_a_replica_that_hangs_gets_no_calls_after_a_second_and_serves_agai
     after = [one for one in seen if one.began > resumed + 3.0]
     assert {one.status for one in after} == {200}
     assert len({one.replica for one in after}) == 2
+
+
+@contextmanager
+def throttled(process: psutil.Process, runs_s: float = 0.05, stands_s: float = 0.45) -> Iterator[None]:
+    """The process gets a tenth of its time, as on a machine that others keep busy."""
+    done = threading.Event()
+
+    def throttle() -> None:
+        while not done.wait(runs_s):
+            process.suspend()
+            done.wait(stands_s)
+            process.resume()
+
+    thread = threading.Thread(target=throttle)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
+        process.resume()
+
+
+async def test_a_replica_that_becomes_slow_gets_few_calls(home: Home, url: str) -> None:
+    async with load(url, call_s=0.2, every_s=0.1) as asked:
+        await asyncio.sleep(4.0)
+        slowed = time.monotonic()
+        with throttled(home.replicas("llm")[0]):
+            await asyncio.sleep(8.0)
+            ended = time.monotonic()
+    seen = [task.result() for task in asked]
+    assert {one.status for one in seen} == {200}
+    before = Counter(one.replica for one in seen if one.began < slowed - 0.5)
+    assert min(before.values()) >= 0.3 * before.total(), before
+    during = Counter(one.replica for one in seen if slowed + 1.0 < one.began < ended)
+    assert during.total() >= 50
+    assert max(during.values()) >= 0.8 * during.total(), (before, during)
