@@ -27,6 +27,7 @@ import numpy as np
 from patchwork_adapters.codec_classes import is_importable, is_trusted, name_of, path_of
 from patchwork_adapters.codec_errors import error_state, rebuild_error, without_secrets
 from patchwork_adapters.codec_states import (
+    TEXT,
     Shape,
     is_record,
     is_text,
@@ -37,7 +38,6 @@ from patchwork_adapters.codec_states import (
     rebuild_enum,
     rebuild_model,
     rebuild_scalar,
-    rebuild_text,
     rebuild_time,
     shape_of,
     time_state,
@@ -49,7 +49,7 @@ from patchwork_adapters.redaction import redacted
 _TUPLE, _DICT, _SET, _FROZENSET, _BIGINT, _COMPLEX = 1, 2, 3, 4, 5, 6
 _DATETIME, _DATE, _TIME, _TIMEDELTA, _UUID, _DECIMAL, _BYTEARRAY = 10, 11, 12, 13, 14, 15, 16
 _NDARRAY, _NPSCALAR, _FLOATS = 20, 21, 22
-_MODEL, _ENUM, _TEXT, _SHAPE = 30, 31, 33, 34
+_MODEL, _ENUM, _SHAPE = 30, 31, 34
 _PICKLE, _ERROR = 40, 41
 _OUTCOME_VALUE, _OUTCOME_ERROR = b"\x00", b"\x01"
 _strict = 0  #: blocks of :func:`strict` that run; for all threads, because calls are encoded in any
@@ -183,9 +183,9 @@ class _Encoder:
         if cls in _codes and self._allow_pickle:
             return _Ext((_codes[cls], self.pack([getattr(value, field.name) for field in dataclasses.fields(value)])))
         if is_text(cls):
-            return _Ext((_TEXT, self.pack([*path_of(cls), str.__str__(value)])))
+            return {_head(cls): None, TEXT: str.__str__(value)}
         if is_record(cls):
-            return {_record_head(cls): None, **self._plain_items(vars(value))}
+            return {_head(cls): None, **self._plain_items(vars(value))}
         return self._pickled(value)
 
     def _model(self, value: Any) -> Any:
@@ -264,7 +264,7 @@ def _model_head(cls: type, fields_set: frozenset[str], no_extra: bool, no_privat
 
 
 @functools.lru_cache(maxsize=4096)
-def _record_head(cls: type) -> Any:
+def _head(cls: type) -> Any:
     return _Ext((_SHAPE, _packed([*path_of(cls)])))
 
 
@@ -372,5 +372,4 @@ _FROM_STATE: dict[int, Callable[[Any], Any]] = {
     _DECIMAL: Decimal,
     _NDARRAY: rebuild_array,
     _NPSCALAR: rebuild_scalar,
-    _TEXT: rebuild_text,
 }

@@ -59,6 +59,10 @@ def _model(
     return value
 
 
+#: The one field of a text.
+TEXT = ""
+
+
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)
 class Shape:
     """What a framework's objects share besides their fields: how one is made of those."""
@@ -67,8 +71,11 @@ class Shape:
 
 
 def shape_of(module: str, qualname: str, fields_set: list[str] | None = None, *absent: bool) -> Shape:
-    """Of a model, or without ``fields_set`` of a dataclass. ``absent``: whether a model's extra and private fields are None, not empty."""
+    """Of a model; without ``fields_set`` of a dataclass, or a text. ``absent``: whether a model's extra and private fields are None."""
     if fields_set is None:
+        found = resolve_trusted(module, qualname)
+        if isinstance(found, type) and is_text(found):
+            return Shape(functools.partial(_text_of, found))
         return Shape(functools.partial(_record_of, _record_class(module, qualname)))
     cls: Any = _model_class(module, qualname)
     names, (no_extra, no_private) = frozenset(fields_set), absent
@@ -85,11 +92,10 @@ def is_text(cls: type) -> bool:
     return issubclass(cls, str) and not cls.__dictoffset__ and not issubclass(cls, enum.Enum) and is_trusted(cls)
 
 
-def rebuild_text(state: list[Any]) -> Any:
-    module, qualname, text = state
-    cls = resolve_trusted(module, qualname)
-    if not (isinstance(cls, type) and is_text(cls)):
-        raise CodecError(f"{module}.{qualname} is no text")
+def _text_of(cls: Any, fields: dict[str, Any]) -> Any:
+    text = fields[TEXT]
+    if type(text) is not str:
+        raise CodecError(f"a {cls.__qualname__} has no text")
     return str.__new__(cls, text)
 
 

@@ -276,13 +276,14 @@ def test_what_frameworks_hand_out_needs_no_pickle() -> None:
         assert difference(value, back) is None
 
 
-TEXT, SHAPE = 33, 34
+SHAPE = 34
 
 
 @pytest.mark.parametrize("forged", [
-    msgpack.ExtType(TEXT, msgpack.packb(["llama_index.core.schema", "TextNode", "x"])),  # no text
-    msgpack.ExtType(TEXT, msgpack.packb(["langchain_core.messages.base", "BaseMessage", "x"])),
     {msgpack.ExtType(SHAPE, msgpack.packb(["llama_index.core.schema", "TextNode"])): None},  # a model, no dataclass
+    {msgpack.ExtType(SHAPE, msgpack.packb(["langchain_core.messages.base", "BaseMessage"])): None, "": "x"},  # no text
+    {msgpack.ExtType(SHAPE, msgpack.packb(["langchain_core.messages.base", "TextAccessor"])): None},
+    {msgpack.ExtType(SHAPE, msgpack.packb(["langchain_core.messages.base", "TextAccessor"])): None, "": []},
     {msgpack.ExtType(SHAPE, msgpack.packb(["dataclasses", "Field"])): None},
     {msgpack.ExtType(SHAPE, msgpack.packb(["subprocess", "Popen", [], True, True])): None, "args": "true"},
     {msgpack.ExtType(SHAPE, msgpack.packb(["llama_index.core.vector_stores.types", "VectorStoreQuery", [], True, True])): None},  # no model
