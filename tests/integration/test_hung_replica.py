@@ -130,5 +130,5 @@ async def test_a_replica_that_becomes_slow_gets_few_calls(home: Home, url: str) 
     before = Counter(one.replica for one in seen if one.began < slowed - 0.5)
     assert min(before.values()) >= 0.3 * before.total(), before
     during = Counter(one.replica for one in seen if slowed + 1.0 < one.began < ended)
-    assert during.total() >= 50
+    assert during.total() >= 30
     assert max(during.values()) >= 2 * during.total() / 3, (before, during)
