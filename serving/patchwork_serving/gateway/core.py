@@ -12,7 +12,7 @@ from patchwork_serving.gateway.account import Account
 from patchwork_serving.gateway.metrics import GatewayMetrics, door_families
 from patchwork_serving.gateway.port import AskSiblings, CancelElsewhere, ChainRunner, Door, OpenDoor, Telemetry
 from patchwork_serving.gateway.runs import RunRegistry
-from patchwork_serving.gateway.serialize import revive
+from patchwork_serving.gateway.serialize import check_messages, revive
 from patchwork_serving.gateway.settings import GatewaySettings
 from patchwork_serving.gateway.shape import Shape
 from patchwork_serving.gateway.window import Window
@@ -78,4 +78,7 @@ class Gateway:
     def accept_input(self, value: Any, where: str = "input") -> Any:
         """A client's input as the chain takes it; InvalidRequest when it does not fit the input schema."""
         self.input_shape.check(value, where)
-        return revive(value)
+        revived = revive(value)
+        if self.input_shape.takes_messages and isinstance(revived, list):
+            check_messages(revived, where)
+        return revived

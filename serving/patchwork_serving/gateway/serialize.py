@@ -8,6 +8,7 @@ imported or constructed by name, and no pickle and no LangChain ``load`` is near
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from collections.abc import Mapping
 from decimal import Decimal
@@ -63,8 +64,18 @@ def revive(value: Any) -> Any:
         return revived
     try:
         return model.model_validate(revived)
-    except (ValidationError, ValueError, TypeError):
+    except (ValidationError, ValueError, TypeError, AttributeError):
         return revived  # only looks like one: {"type": "human", "age": 3}
+
+
+def check_messages(values: list[Any], where: str) -> None:
+    """InvalidRequest for what fits the schema of messages, but LangChain makes none of: tool calls with other fields than those have."""
+    from langchain_core.messages import convert_to_messages
+
+    try:
+        convert_to_messages(copy.deepcopy(values))
+    except Exception as error:  # noqa: BLE001  whatever it is, the chain would raise it too
+        raise InvalidRequest(f"{where}: LangChain makes no messages of this ({type(error).__name__})") from None
 
 
 @cache

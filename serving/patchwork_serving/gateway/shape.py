@@ -27,6 +27,7 @@ class Shape:
         except SchemaError:
             schema = {}
         self.schema = _without_root(schema)
+        self.takes_messages = "HumanMessage" in self.schema.get("$defs", {})
         # an empty registry: no reference of a schema is ever fetched
         self._validator = Draft202012Validator(_as_taken(self.schema), registry=Registry())
 

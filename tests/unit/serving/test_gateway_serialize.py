@@ -16,6 +16,7 @@ from langchain_core.outputs import ChatGeneration
 from langchain_core.prompt_values import ChatPromptValue, StringPromptValue
 from langserve.serialization import WellKnownLCSerializer
 
+from kit.gateway import chat_model, client, gateway
 from patchwork_serving.gateway.faults import InvalidRequest
 from patchwork_serving.gateway.serialize import dumps, loads, plain, revive
 
@@ -48,6 +49,20 @@ def test_a_prompt_value_is_written_as_langserve_does() -> None:
 def test_a_dict_that_only_looks_like_a_message_stays_a_dict() -> None:
     for value in ({"type": "human", "age": 3}, {"type": ["human"]}, {"type": "constructor", "id": ["os", "system"]}):
         assert revive(value) == value
+
+
+@pytest.mark.parametrize("message", [
+    {"type": "ai", "content": "", "tool_calls": [{"name": "f", "args": {}, "id": "1", "more": 1}]},
+    {"role": "assistant", "content": "", "tool_calls": [{"name": "f", "args": {}, "id": "1", "more": 1}]},
+    {"type": "ai", "content": "", "invalid_tool_calls": [1]},
+])  # fmt: skip
+async def test_a_message_that_langchain_makes_none_of_is_refused_by_a_chain_of_messages(message: Any) -> None:
+    assert revive(message) == message  # elsewhere it is data
+    async with client(gateway(chat_model())) as http:
+        answer = await http.post("/invoke", json={"input": [message]})
+        assert answer.status_code == 422, answer.text
+        good = {**message, "tool_calls": [], "invalid_tool_calls": []}
+        assert (await http.post("/invoke", json={"input": [good]})).status_code == 200
 
 
 def test_arrays_times_and_numbers_have_their_plain_forms() -> None:
