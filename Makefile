@@ -17,10 +17,10 @@ demo: setup
 	$(BIN)/python -m patchwork_serving.demo
 
 # Unit tests side by side; what starts servers, or times what it does, one after the other.
-HERE := -m "not gpu and not hf and not vllm and not benchmark"
+WITHOUT_GPU := -m "not gpu and not hf and not vllm and not benchmark"
 test: setup
-	$(BIN)/python -m pytest $(HERE) -n 2 tests/unit tests/conformance
-	$(BIN)/python -m pytest $(HERE) tests/contracts tests/integration tests/acceptance
+	$(BIN)/python -m pytest $(WITHOUT_GPU) -n 2 tests/unit tests/conformance
+	$(BIN)/python -m pytest $(WITHOUT_GPU) tests/contracts tests/integration tests/acceptance
 
 # The examples deployed against plain, 30 questions each (`make test` asks 10).
 parity: setup

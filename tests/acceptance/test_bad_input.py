@@ -130,6 +130,7 @@ def test_a_target_that_is_not_there_is_told_before_anything_starts(home: Home) -
 def test_bad_settings_name_their_place(home: Home, file: Path, settings: str, code: int, told: tuple[str, ...]) -> None:
     file.with_name("patchwork.yaml").write_text(settings, encoding="utf-8")
     refused(home.run("inspect", str(file)), code, *told)
+    assert home.left() == []
 
 
 @pytest.mark.skipif(bool(gpu_names()), reason="this machine has a GPU")
@@ -142,6 +143,7 @@ def test_a_gpu_that_is_asked_for_and_absent_is_told_before_anything_starts(home:
 def test_a_home_that_cannot_be_written_is_told_with_the_remedy(home: Home, file: Path) -> None:
     result = home.run("deploy", str(file), "--port", "0", env={"PATCHWORK_HOME": str(file / "home")})
     refused(result, 1, "cannot write", "PATCHWORK_HOME")
+    assert Home(file / "home").left() == []
 
 
 def test_a_full_disk_is_told_before_anything_starts(
@@ -190,6 +192,7 @@ def test_a_cluster_that_does_not_answer_is_told_at_once(home: Home, file: Path) 
 def test_names_that_are_not_deployed_are_told(home: Home) -> None:
     for arguments in (["down", "nobody"], ["logs", "nobody"], ["invoke", "nobody", "hello"]):
         refused(home.run(*arguments), 2, "'nobody'")
+    assert home.left() == []
 
 
 def test_doctor_tells_of_models_that_are_not_here(home: Home, tmp_path: Path) -> None:

@@ -25,12 +25,12 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from kit.deployed import EXAMPLES, QUESTIONS, Home, a_home, deployed
+from kit.deployed import EXAMPLES, QUESTIONS, ROOT, Home, a_home, deployed
 from kit.sustained import Loads, Sustains, sustains
 from patchwork_scheduler.plan_model import Plan
 from patchwork_scheduler.profile_model import Profile
 
-TARGET = str(EXAMPLES / "vanilla_rag.py")
+TARGET = str((EXAMPLES / "vanilla_rag.py").relative_to(ROOT))  #: as told in the profile that is kept
 SAMPLES = 20
 OTHERS = 0.15  #: of the machine's cores
 STEADY = 0.1  #: of the predicted rate: what a machine may become faster or slower meanwhile
