@@ -80,5 +80,5 @@ class Gateway:
         self.input_shape.check(value, where)
         revived = revive(value)
         if self.input_shape.takes_messages and isinstance(revived, list):
-            check_messages([item for item in revived if isinstance(item, dict)], where)
+            check_messages(revived, where)
         return revived

@@ -72,10 +72,14 @@ def check_messages(values: list[Any], where: str) -> None:
     """InvalidRequest for what fits the schema of messages, but LangChain makes none of: tool calls with other fields than those have."""
     from langchain_core.messages import convert_to_messages
 
-    try:
-        convert_to_messages(copy.deepcopy(values))
-    except Exception as error:  # noqa: BLE001  whatever it is, the chain would raise it too
-        raise InvalidRequest(f"{where}: LangChain makes no messages of this ({type(error).__name__})") from None
+    for n, value in enumerate(values):
+        if not isinstance(value, dict):  # a message already
+            continue
+        try:
+            convert_to_messages([copy.deepcopy(value)])
+        except Exception as error:  # noqa: BLE001  whatever it is, the chain would raise it too
+            why = f"LangChain makes no message of this ({type(error).__name__})"
+            raise InvalidRequest(f"{where}[{n}]: {why}; a tool call has name, args and id, and nothing else") from None
 
 
 @cache

@@ -59,8 +59,9 @@ def test_a_dict_that_only_looks_like_a_message_stays_a_dict() -> None:
 async def test_a_message_that_langchain_makes_none_of_is_refused_by_a_chain_of_messages(message: Any) -> None:
     assert revive(message) == message  # elsewhere it is data
     async with client(gateway(chat_model())) as http:
-        answer = await http.post("/invoke", json={"input": [message]})
+        answer = await http.post("/invoke", json={"input": [{"type": "human", "content": "x"}, message]})
         assert answer.status_code == 422, answer.text
+        assert answer.json()["error"]["message"].startswith("input[1]: ")
         good = {**message, "tool_calls": [], "invalid_tool_calls": []}
         assert (await http.post("/invoke", json={"input": [good]})).status_code == 200
 
