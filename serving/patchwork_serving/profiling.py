@@ -26,10 +26,10 @@ class Search:
     """When the search for a batch stops."""
 
     max_batch: int = 64
-    least_gain: float = 0.1  #: of throughput, from one batch to the next, twice as large (paper, section 3.2)
+    least_gain: float = 0.1  #: of throughput, from one batch to the next, twice as large (paper, section 3.2), or to the one after it
     budget_s: float = 40.0  #: for one component, at most
     total_s: float = (
-        120.0  #: for all components together; with start, samples and stop five of them take less than four minutes
+        105.0  #: for all components together; with start, samples and stop five of them take less than four minutes
     )
     enough_s: float = 1.0  #: of measuring at one batch
     least_rounds: int = 2  #: where a round takes no more than a tenth of the budget: prompts differ
@@ -90,14 +90,17 @@ class Sweep:
         )  # fmt: skip
 
     async def _batches(self, until: float) -> list[Sample]:
-        """Twice as many at once, until that gains too little or time is up."""
+        """Twice as many at once, until two steps together gain too little or time is up: one step may be an unlucky measurement."""
         samples = [await self._enough(1)]
+        paid = samples[0]
         while (batch := samples[-1].batch * 2) <= self.search.max_batch:
             each_s = 2 * samples[-1].typical_s  # at worst
             if self.clock() + each_s * max(1, self._rounds(each_s)) > until:
                 break
             samples.append(await self._enough(batch))
-            if gain(samples[-2], samples[-1]) < self.search.least_gain:
+            if gain(paid, samples[-1]) >= self.search.least_gain:
+                paid = samples[-1]
+            elif samples[-1].batch > 2 * paid.batch:
                 break
         return samples
 

@@ -53,11 +53,17 @@ def sweep(machine: Machine, spec: ComponentSpec = EMBEDDER, call: LeafCall = SEA
     return asyncio.run(made.run(2.0))
 
 
-def test_batches_are_doubled_until_throughput_gains_too_little() -> None:
+def test_batches_are_doubled_until_two_steps_together_gain_too_little() -> None:
     machine = Machine(lambda batch: 0.1 + 0.002 * batch if batch <= 8 else 0.0145 * batch)
     found = sweep(machine, least_gain=0.1)
-    assert [p.batch for p in found.points] == [1, 2, 4, 8, 16]  # at 16 it gained 2 %
+    assert [p.batch for p in found.points] == [1, 2, 4, 8, 16, 32]  # at 16 it gained 0 %, and at 32 no more
     assert (found.cpus, found.hardware, found.cold_start_s) == (0.5, "cpu", 2.0)
+
+
+def test_one_unlucky_step_does_not_end_the_search() -> None:
+    seconds = {1: 1.0, 2: 1.9, 4: 3.4, 8: 6.6, 16: 13.2}  # two gain 5 % over one, four 18 %, eight and sixteen 3 % over four
+    found = sweep(Machine(seconds.__getitem__), least_gain=0.1, max_batch=64, budget_s=1e3)
+    assert [p.batch for p in found.points] == [1, 2, 4, 8, 16]
 
 
 def test_no_batch_is_begun_that_would_take_longer_than_the_budget_leaves() -> None:
