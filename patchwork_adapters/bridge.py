@@ -24,13 +24,12 @@ from collections import Counter
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
 from typing import Any, TypeVar
 
-import greenback
-
 from patchwork_adapters.context import REQUEST
 from patchwork_adapters.errors import ComponentUnavailable, DeadlinePassed, RequestCancelled
 from patchwork_adapters.flight import Cancelled, Flight, Frame, Inbox, Limit
+from patchwork_adapters.portal import Portal, has_portal, portal_await
 from patchwork_adapters.transport import AnswersNow, LeafCall, Transport
-from patchwork_adapters.waiting import is_on_loop, let_waits_yield, portal_await
+from patchwork_adapters.waiting import is_on_loop, let_waits_yield
 
 T = TypeVar("T")
 
@@ -204,7 +203,7 @@ class Bridge:
         """Whether the waiter is synchronous code on a loop whose other tasks can run meanwhile; those that cannot are counted."""
         if not is_on_loop():
             return False
-        if greenback.has_portal():
+        if has_portal():
             return True
         self.blocking[threading.get_ident()] += 1
         return False
@@ -259,9 +258,8 @@ def install_portal(loop: asyncio.AbstractEventLoop) -> None:
     let_waits_yield()
 
     def factory(loop: asyncio.AbstractEventLoop, coro: Any, **options: Any) -> asyncio.Task[Any]:
-        task = asyncio.Task(greenback.with_portal_run(lambda: coro), loop=loop, **options)
-        # a task cancelled before its first step never starts the inner coroutine, which would then warn "never awaited"
-        task.add_done_callback(lambda _: coro.close() if hasattr(coro, "close") else None)
+        portal = Portal(coro)
+        task = portal.task = asyncio.Task(portal, loop=loop, **options)
         return task
 
     loop.set_task_factory(factory)

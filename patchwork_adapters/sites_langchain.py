@@ -21,7 +21,7 @@ from typing import Any
 from uuid import UUID
 
 from patchwork_adapters.import_hooks import Undo
-from patchwork_adapters.sites import LINES, Use, lines_above, note_fault, part, remember
+from patchwork_adapters.sites import LINES, Use, lines_above, note_fault, part, place_of, remember
 
 _PREFIXES = (
     ("seq:step:", "{}"), ("map:key:", "{{{}}}"), ("branch:", "branch{}"), ("condition:", "if{}"), ("retriever_", "retriever{}"),
@@ -300,6 +300,9 @@ def _generator(original: Any) -> Any:
                 finally:
                     _GIVEN.reset(token)
                 yield chunk
+                if place_of(self) == "":  # as below
+                    break
+            yield from chunks
 
     return stream
 
@@ -316,6 +319,12 @@ def _async_generator(original: Any) -> Any:
                     return
                 finally:
                     _GIVEN.reset(token)
+                yield chunk
+                if (
+                    place_of(self) == ""
+                ):  # a leaf: its call was made in the first step, and there is one of these for each token
+                    break
+            async for chunk in chunks:
                 yield chunk
 
     return astream

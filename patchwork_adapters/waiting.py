@@ -15,7 +15,7 @@ from concurrent.futures import Future, ThreadPoolExecutor, _base
 from types import FrameType
 from typing import Any, TypeVar
 
-import greenback
+from patchwork_adapters.portal import has_portal, portal_await
 
 T = TypeVar("T")
 
@@ -103,12 +103,8 @@ def in_thread(work: Callable[[], T]) -> T:
 
 
 def on_loop_with_portal() -> bool:
-    return is_on_loop() and greenback.has_portal()
+    return is_on_loop() and has_portal()
 
 
 def is_on_loop() -> bool:
     return asyncio._get_running_loop() is not None  # the public one raises, which costs more than the call
-
-
-def portal_await(awaitable: Any) -> Any:
-    return greenback.await_(awaitable)

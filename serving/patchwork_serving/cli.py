@@ -126,7 +126,10 @@ def profile(
     samples: Annotated[int, typer.Option("--samples", min=1, help="Sample inputs to run, at most.")] = 20,
     max_batch: Annotated[int, typer.Option("--max-batch", min=1, max=1024, help="Largest batch to try.")] = 64,
     min_gain: Annotated[
-        float, typer.Option("--min-gain", help="Stop when two doublings of the batch together complete less than this share more.")
+        float,
+        typer.Option(
+            "--min-gain", help="Stop when two doublings of the batch together complete less than this share more."
+        ),
     ] = 0.1,
     budget: Annotated[
         str | None,

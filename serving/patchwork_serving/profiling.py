@@ -26,7 +26,9 @@ class Search:
     """When the search for a batch stops."""
 
     max_batch: int = 64
-    least_gain: float = 0.1  #: of throughput, from one batch to the next, twice as large (paper, section 3.2), or to the one after it
+    least_gain: float = (
+        0.1  #: of throughput, from one batch to the next, twice as large (paper, section 3.2), or to the one after it
+    )
     budget_s: float = 40.0  #: for one component, at most
     total_s: float = (
         105.0  #: for all components together; with start, samples and stop five of them take less than four minutes

@@ -5,7 +5,7 @@
 The demo chain (``examples/vanilla_rag.py``) with the packaged models: profiled, planned with one replica of everything for this machine,
 deployed by that plan and loaded as ``patchwork bench`` does, open loop (``tests/kit/sustained.py`` says how, and what counts). Every
 question is another, made of two of the example's, and llama.cpp's cache of prompts is off: the same passages come again and again, and what
-was read before costs nothing, which no profile of single calls foresees (``--prompt-cache`` leaves it on, as a deployment has it). The models'
+was read before costs nothing, which no profile of single calls foresees (``--prompt-cache`` leaves it on, as deployments do). The models'
 work is what keeps the cores busy here, so the machine is meant to be the limit: run it with nothing else beside. Where other programs kept
 more than a seventh of the cores busy, nothing is claimed; nor where the profile made again after the load differs by more than a tenth:
 then the machine itself became faster or slower.

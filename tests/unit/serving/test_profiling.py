@@ -61,7 +61,13 @@ def test_batches_are_doubled_until_two_steps_together_gain_too_little() -> None:
 
 
 def test_one_unlucky_step_does_not_end_the_search() -> None:
-    seconds = {1: 1.0, 2: 1.9, 4: 3.4, 8: 6.6, 16: 13.2}  # two gain 5 % over one, four 18 %, eight and sixteen 3 % over four
+    seconds = {
+        1: 1.0,
+        2: 1.9,
+        4: 3.4,
+        8: 6.6,
+        16: 13.2,
+    }  # two gain 5 % over one, four 18 %, eight and sixteen 3 % over four
     found = sweep(Machine(seconds.__getitem__), least_gain=0.1, max_batch=64, budget_s=1e3)
     assert [p.batch for p in found.points] == [1, 2, 4, 8, 16]
 
