@@ -26,6 +26,7 @@ import psutil  # type: ignore[import-untyped, unused-ignore]
 
 from patchwork_serving.config import Paths
 from patchwork_serving.errors import DeployError, PortTaken
+from patchwork_serving.serve_control import SERVE_ENV
 from patchwork_serving.state import OwnProcess
 
 START_TIMEOUT_S = 60.0
@@ -101,7 +102,7 @@ def start(
     env = {
         **os.environ,
         **auth_env(paths),
-        "RAY_SERVE_LOG_TO_STDERR": "0",
+        **SERVE_ENV,
         "PYTHONUNBUFFERED": "1",
         # Ray runs workers at nice 15 by default: a replica would get what everything else on the machine leaves
         "RAY_worker_niceness": os.environ.get("RAY_worker_niceness", "0"),  # noqa: SIM112  Ray's own spelling

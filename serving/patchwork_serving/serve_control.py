@@ -41,6 +41,14 @@ EXCLUDES = [
 ]
 
 
+#: Of every process that speaks with Serve, before it imports it.
+SERVE_ENV = {
+    "RAY_SERVE_LOG_TO_STDERR": "0",
+    # of a leaf call or its reply, in bytes: as much as gRPC can have, where Serve allows 4 MB (two thousand vectors as JSON are more)
+    "RAY_SERVE_REPLICA_GRPC_MAX_MESSAGE_LENGTH": str(2**31 - 1),
+}
+
+
 @dataclass(frozen=True, slots=True)
 class Cluster:
     """Where to connect, and what travels there."""
@@ -65,7 +73,8 @@ def connected(cluster: Cluster) -> Iterator[None]:
 def connect(cluster: Cluster, given_up: threading.Event | None = None) -> None:
     """Idempotent; DeployError when nothing answers there within ``CONNECT_S``, or soon after ``given_up`` is set."""
     os.environ.update(cluster.env)
-    os.environ.setdefault("RAY_SERVE_LOG_TO_STDERR", "0")
+    for name, value in SERVE_ENV.items():
+        os.environ.setdefault(name, value)
     import ray
     from ray import serve  # noqa: F401  its import sets the level of its logger, which is set again below
 
@@ -159,9 +168,11 @@ def remote_runtime_env(module_dir: str | None, extra: dict[str, Any]) -> dict[st
         for module in (patchwork_adapters, patchwork_scheduler, patchwork_serving)
         if module.__file__
     ]
+    environment: dict[str, Any] = {"py_modules": ours, "excludes": EXCLUDES}
+    extra = {**extra, "env_vars": {**SERVE_ENV, **extra.get("env_vars", {})}}
     if module_dir is None:
-        return {"py_modules": ours, "excludes": EXCLUDES, **extra}
-    environment: dict[str, Any] = {"working_dir": module_dir, "excludes": EXCLUDES, "py_modules": ours}
+        return {**environment, **extra}
+    environment["working_dir"] = module_dir
     requirements = Path(module_dir) / "requirements.txt"
     if requirements.is_file():
         environment["pip"] = str(requirements)

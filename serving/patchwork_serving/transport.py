@@ -31,6 +31,9 @@ BACKOFF_S = 0.2
 UNAVAILABLE_PATIENCE_S = 60.0
 #: Handles kept, one per component, method and replica.
 MAX_BOUND = 1024
+#: Serve's replicas answer actor calls and gRPC. A call by gRPC takes half the time of both processes, and a piece of a stream two thirds
+#: (``tests/benchmarks/bench_hop.py``); what it cannot carry, references to objects in Ray's store, our frames do not have.
+BY_GRPC = {"_by_reference": False}
 
 
 class Observation(Protocol):
@@ -270,7 +273,7 @@ class RayTransport:
             if len(self._bound) >= MAX_BOUND:  # names of replicas long gone
                 self._bound.clear()
             handle = self._handle_of(component).options(
-                method_name=method, stream=method == "stream", session_id=replica
+                method_name=method, stream=method == "stream", session_id=replica, **BY_GRPC
             )
             self._bound[key] = handle
         return handle
@@ -330,11 +333,12 @@ class RayTransport:
 
 
 def _lost_errors() -> tuple[type[BaseException], ...]:
-    """What Ray raises when a replica, or the way to it, is gone."""
+    """What Ray and gRPC raise when a replica, or the way to it, is gone."""
+    from grpc.aio import AioRpcError
     from ray.exceptions import RayActorError, WorkerCrashedError
     from ray.serve.exceptions import BackPressureError
 
-    return (RayActorError, WorkerCrashedError, BackPressureError)
+    return (RayActorError, WorkerCrashedError, BackPressureError, AioRpcError)
 
 
 def _late(call: LeafCall) -> DeadlinePassed:

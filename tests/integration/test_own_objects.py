@@ -55,6 +55,11 @@ def test_every_leaf_ran_in_a_replica(home: Home, url: str) -> None:
     assert {row["component"] for row in app["replicas"]} == replicas
 
 
+def test_a_call_and_its_reply_may_be_longer_than_what_serve_takes_by_itself(url: str, plain: Any) -> None:
+    question = "a" * (4 * 1024 * 1024 - 200)  # as much as the gateway takes; with what goes along, a call is longer than 4 MB
+    assert invoke(url, question) == plain.invoke(question)
+
+
 def test_an_error_of_the_users_own_is_told_by_its_class_and_never_by_its_traceback(url: str) -> None:
     response = httpx.post(f"{url}/invoke", json={"input": "please raise"}, timeout=60)
     assert response.status_code == 500
