@@ -161,7 +161,10 @@ class _Encoder:
         told = tuple(map(_is_not, fields.values(), form.usual))
         head = form.heads.get((told, state)) or form.head(told, state)
         values = list(_compress(fields.values(), told))
-        return {head: _with_arrays(values) if form.has_vectors else values}
+        for place in form.vectors:
+            if told[place]:
+                return {head: _with_arrays(values)}
+        return {head: values}
 
     def _ext(self, value: Any) -> Any:
         cls: type = type(value)
@@ -254,7 +257,9 @@ class _Form:
         self._cls = cls
         self.names = names
         self.is_model = is_trusted_model(cls)
-        self.has_vectors = any("embedding" in name for name in names)
+        self.vectors = [
+            place for place, name in enumerate(names) if "embedding" in name
+        ]  #: where there usually are any
         self.usual = usual(cls, names)
         self.heads: dict[Any, Any] = {}
 
