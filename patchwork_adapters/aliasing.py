@@ -39,7 +39,7 @@ class Aliased:
     reach: int  #: the largest number inside
 
 
-codec.register(50, Ref)
+codec.register(50, Ref, is_constant=True)
 codec.register(51, Aliased)
 
 

@@ -13,6 +13,7 @@ import datetime as dt
 import enum
 import functools
 import io
+import itertools
 import operator
 import pickle
 import struct
@@ -27,7 +28,6 @@ import numpy as np
 from patchwork_adapters.codec_classes import is_importable, is_trusted, name_of, path_of
 from patchwork_adapters.codec_errors import error_state, rebuild_error, without_secrets
 from patchwork_adapters.codec_states import (
-    TEXT,
     Shape,
     is_record,
     is_text,
@@ -41,12 +41,13 @@ from patchwork_adapters.codec_states import (
     rebuild_time,
     shape_of,
     time_state,
+    usual,
 )  # fmt: skip
 from patchwork_adapters.errors import CodecError, NotExact
 from patchwork_adapters.exact import difference
 from patchwork_adapters.redaction import redacted
 
-_TUPLE, _DICT, _SET, _FROZENSET, _BIGINT, _COMPLEX = 1, 2, 3, 4, 5, 6
+_TUPLE, _SET, _FROZENSET, _BIGINT, _COMPLEX = 1, 3, 4, 5, 6
 _DATETIME, _DATE, _TIME, _TIMEDELTA, _UUID, _DECIMAL, _BYTEARRAY = 10, 11, 12, 13, 14, 15, 16
 _NDARRAY, _NPSCALAR, _FLOATS = 20, 21, 22
 _MODEL, _ENUM, _SHAPE = 30, 31, 34
@@ -111,16 +112,30 @@ def outcome_to_keep(data: bytes) -> bytes:
 
 
 class _Encoder:
+    """msgpack walks through lists and maps, and asks for what it has no form for."""
+
     def __init__(self, allow_pickle: bool) -> None:
         self._allow_pickle = allow_pickle
+        self._packers: list[msgpack.Packer] = []  #: that nobody uses now
 
     def pack(self, value: Any) -> bytes:
         try:
-            return _packed(self._plain(value))
+            return self._packed(_with_arrays(value))
         except (ValueError, TypeError, OverflowError, RecursionError) as error:
             raise CodecError(
                 f"a value of type {name_of(type(value))} cannot be encoded ({type(error).__name__})"
             ) from error
+
+    def _packed(self, value: Any) -> bytes:
+        """Making a packer costs more than packing a small value."""
+        try:
+            packer = self._packers.pop()
+        except IndexError:
+            packer = msgpack.Packer(default=self._form_of, strict_types=True, unicode_errors="surrogatepass")
+        data: bytes = packer.pack(value)
+        if len(data) < _KEPT_BUFFER:  # a packer keeps the memory of the largest value that it packed
+            self._packers.append(packer)
+        return data
 
     def can_pack(self, value: Any) -> bool:
         try:
@@ -129,47 +144,39 @@ class _Encoder:
             return False
         return True
 
-    def _plain(self, value: Any) -> Any:
-        """What msgpack takes and gives back as it was. Vectors and texts, which are long, pass whole."""
-        kind = type(value)
-        if kind in _NATIVE:
-            return value
-        if kind is list:
-            return self._plain_list(value) if value else value
-        if kind is dict:
-            if not _ONLY_TEXT.issuperset(map(type, value)):
-                return _Ext((_DICT, self.pack([[key, item] for key, item in value.items()])))
-            return self._plain_items(value)
-        return self._ext(value)
-
-    def _plain_list(self, value: list[Any]) -> Any:
-        first = type(value[0])
-        if first in _NATIVE:
-            if first is float and len(value) >= _VECTOR and operator.countOf(map(type, value), float) == len(value):
-                return _Ext((_FLOATS, struct.pack(f"<{len(value)}d", *value)))
-            if _NATIVE.issuperset(map(type, value)):
-                return value
-        return [item if type(item) in _NATIVE else self._plain(item) for item in value]
-
-    def _plain_items(self, items: dict[str, Any]) -> dict[str, Any]:
-        if _NATIVE.issuperset(map(type, items.values())):
-            return items
-        return {
-            name: item if (kind := type(item)) in _NATIVE or (kind in _CONTAINERS and not item) else self._plain(item)
-            for name, item in items.items()
-        }
+    def _form_of(self, value: Any) -> Any:
+        """Almost everything that crosses consists of models: behind what they share, their values cross in their place."""
+        cls: type = type(value)
+        form = _forms.get(cls)
+        if form is None:
+            return self._ext(value)
+        fields, state = value.__dict__, tuple[Any, ...]()
+        if form.is_model:
+            extra, private = value.__pydantic_extra__, value.__pydantic_private__
+            if extra or private:
+                return _Ext((_MODEL, self.pack([*path_of(cls), model_state(value)])))
+            state = (frozenset(value.__pydantic_fields_set__), extra is None, private is None)
+        if tuple(fields) != form.names:
+            form = _forms[cls] = _form(cls, tuple(fields))
+        told = tuple(map(_is_not, fields.values(), form.usual))
+        head = form.heads.get((told, state)) or form.head(told, state)
+        values = list(_compress(fields.values(), told))
+        for place in form.vectors:
+            if told[place]:
+                return {head: _with_arrays(values)}
+        return {head: values}
 
     def _ext(self, value: Any) -> Any:
         cls: type = type(value)
-        if cls in _models:
-            return self._model(value)
+        if cls is int:
+            return _Ext((_BIGINT, str(value).encode()))
         known = _BY_TYPE.get(cls)
         if known is not None:
             code, to_state = known
             return _Ext((code, self.pack(to_state(value))))
-        if is_trusted_model(cls):
-            _models.add(cls)
-            return self._model(value)
+        if is_trusted_model(cls) or is_record(cls):
+            _forms[cls] = _form(cls, tuple(value.__dict__))
+            return self._form_of(value)
         if cls in (dt.datetime, dt.time):
             state = time_state(value)
             code = _DATETIME if cls is dt.datetime else _TIME
@@ -183,20 +190,8 @@ class _Encoder:
         if cls in _codes and self._allow_pickle:
             return _Ext((_codes[cls], self.pack([getattr(value, field.name) for field in dataclasses.fields(value)])))
         if is_text(cls):
-            return {_head(cls): None, TEXT: str.__str__(value)}
-        if is_record(cls):
-            return {_head(cls): None, **self._plain_items(vars(value))}
+            return {_text_head(cls): str.__str__(value)}
         return self._pickled(value)
-
-    def _model(self, value: Any) -> Any:
-        """Almost everything that crosses consists of models: their fields cross as a map that is in its place, behind what they share."""
-        cls: type = type(value)
-        extra, private = value.__pydantic_extra__, value.__pydantic_private__
-        if extra or private:
-            path, (fields, *rest) = path_of(cls), model_state(value)
-            return _Ext((_MODEL, _packed([*path, [self._plain_items(fields), *map(self._plain, rest)]])))
-        head = _model_head(cls, frozenset(value.__pydantic_fields_set__), extra is None, private is None)
-        return {head: None, **self._plain_items(value.__dict__)}
 
     def _array(self, code: int, array: np.ndarray[Any, Any]) -> Any:
         if array.dtype.fields is not None:
@@ -219,23 +214,21 @@ class _Encoder:
 _Ext: Callable[[tuple[int, bytes]], Any] = functools.partial(tuple.__new__, msgpack.ExtType)
 
 
-def _packed(plain: Any) -> bytes:
-    """By a packer that nobody else uses now: making one costs more than packing a small value."""
-    try:
-        packer = _packers.pop()
-    except IndexError:
-        packer = msgpack.Packer(default=_beyond, strict_types=True, unicode_errors="surrogatepass")
-    data: bytes = packer.pack(plain)
-    if len(data) < _KEPT_BUFFER:  # a packer keeps the memory of the largest value that it packed
-        _packers.append(packer)
-    return data
-
-
-def _beyond(value: Any) -> Any:
-    """What msgpack has no form for: of what is plain, integers of more than 64 bits."""
-    if type(value) is not int:
-        raise TypeError
-    return _Ext((_BIGINT, str(value).encode()))
+def _with_arrays(value: Any) -> Any:
+    """Lists and maps with the vectors in them as arrays, which take a fraction of the time to read."""
+    kind = type(value)
+    if kind is list and value:
+        if (
+            type(value[0]) is float
+            and len(value) >= _VECTOR
+            and operator.countOf(map(type, value), float) == len(value)
+        ):
+            return _Ext((_FLOATS, struct.pack(f"<{len(value)}d", *value)))
+        if not _CONTAINERS.isdisjoint(map(type, value)):
+            return [_with_arrays(item) if type(item) in _CONTAINERS else item for item in value]
+    elif kind is dict and not _CONTAINERS.isdisjoint(map(type, value.values())):
+        return {name: _with_arrays(item) if type(item) in _CONTAINERS else item for name, item in value.items()}
+    return value
 
 
 class _Pickler(pickle.Pickler):
@@ -257,28 +250,50 @@ def _pickle(value: Any) -> bytes:
 _ENCODER, _PLAIN_ENCODER = _Encoder(True), _Encoder(False)
 
 
-@functools.lru_cache(maxsize=4096)
-def _model_head(cls: type, fields_set: frozenset[str], no_extra: bool, no_private: bool) -> Any:
-    """The first key of a model's map: no key of the caller's is like it."""
-    return _Ext((_SHAPE, _packed([*path_of(cls), sorted(fields_set), no_extra, no_private])))
+class _Form:
+    """An object's fields, and what they usually hold: told once, in the key of its map. No key of the caller's is like it."""
+
+    def __init__(self, cls: type, names: tuple[str, ...]) -> None:
+        self._cls = cls
+        self.names = names
+        self.is_model = is_trusted_model(cls)
+        self.vectors = [
+            place for place, name in enumerate(names) if "embedding" in name
+        ]  #: where there usually are any
+        self.usual = usual(cls, names)
+        self.heads: dict[Any, Any] = {}
+
+    def head(self, told: tuple[bool, ...], state: tuple[Any, ...]) -> Any:
+        constants = {
+            name: usual for name, usual, is_told in zip(self.names, self.usual, told, strict=True) if not is_told
+        }
+        model = [sorted(state[0]), *state[1:]] if state else []
+        if len(self.heads) >= _MAX_HEADS:
+            self.heads.clear()
+        made = _Ext((_SHAPE, msgpack.packb([*path_of(self._cls), list(self.names), constants, *model])))
+        return self.heads.setdefault((told, state), made)
 
 
 @functools.lru_cache(maxsize=4096)
-def _head(cls: type) -> Any:
-    return _Ext((_SHAPE, _packed([*path_of(cls)])))
+def _form(cls: type, names: tuple[str, ...]) -> _Form:
+    return _Form(cls, names)
+
+
+@functools.lru_cache(maxsize=4096)
+def _text_head(cls: type) -> Any:
+    return _Ext((_SHAPE, msgpack.packb([*path_of(cls)])))
 
 
 @functools.lru_cache(maxsize=4096, typed=True)  # members of different enumerations may be equal
 def _enum_ext(value: enum.Enum) -> Any:
-    return _Ext((_ENUM, _packed([*path_of(type(value)), value.name])))
+    return _Ext((_ENUM, msgpack.packb([*path_of(type(value)), value.name])))
 
 
 def _made(found: dict[Any, Any]) -> Any:
-    """A map of the caller's as it is, or the object whose shape its first key is."""
+    """A map of the caller's as it is, or the object whose shape is its key."""
     for shape in found:
         if type(shape) is Shape:
-            del found[shape]
-            return shape.make(found)
+            return shape.make(found[shape])
         break
     return found
 
@@ -308,7 +323,7 @@ class _Decoder:
         if code in _ours:
             if not self._allow_pickle:
                 raise CodecError("what passes between our own processes only is not allowed at this boundary")
-            return _ours[code](*self.unpack(data))
+            return _shared(code, data) if code in _constant else _ours[code](*self.unpack(data))
         return _FROM_STATE[code](self.unpack(data))
 
 
@@ -321,13 +336,23 @@ def _shape(data: bytes) -> Shape:
 
 
 @functools.lru_cache(maxsize=4096)
+def _shared(code: int, data: bytes) -> Any:
+    return _ours[code](*msgpack.unpackb(data))
+
+
+@functools.lru_cache(maxsize=4096)
 def _enum(data: bytes) -> Any:
     return rebuild_enum(msgpack.unpackb(data))
 
 
-def register(code: int, cls: type) -> None:
-    """A dataclass of ours with slots, which passes between our own processes as its fields. Codes from 50 on."""
+def register(code: int, cls: type, *, is_constant: bool = False) -> None:
+    """A dataclass of ours with slots, which passes between our own processes as its fields. Codes from 50 on.
+
+    ``is_constant``: nothing in it can change, so that one object will do for all that are equal.
+    """
     _codes[cls], _ours[code] = code, cls
+    if is_constant:
+        _constant.add(code)
 
 
 def _forgets(cls: type) -> bool:
@@ -336,14 +361,14 @@ def _forgets(cls: type) -> bool:
     return getattr(getter, "__module__", None) == "llama_index.core.schema" and is_importable(cls)
 
 
-_packers: list[msgpack.Packer] = []
+#: The form of each class that was met last.
+_forms: dict[type, _Form] = {}
+_MAX_HEADS = 256
+_is_not, _compress = operator.is_not, itertools.compress
 _KEPT_BUFFER = 1 << 20
-#: Trusted models that were met, which live as long as their modules.
-_models: set[type] = set()
 _codes: dict[type, int] = {}
 _ours: dict[int, type] = {}
-_NATIVE = frozenset({type(None), bool, int, float, str, bytes})
-_ONLY_TEXT = frozenset({str})
+_constant: set[int] = set()
 _CONTAINERS = frozenset({list, dict})
 _VECTOR = 16  #: so many numbers cross as an array
 _BY_TYPE: dict[type, tuple[int, Callable[[Any], Any]]] = {
@@ -359,7 +384,6 @@ _BY_TYPE: dict[type, tuple[int, Callable[[Any], Any]]] = {
 }
 _FROM_STATE: dict[int, Callable[[Any], Any]] = {
     _TUPLE: tuple,
-    _DICT: dict,
     _SET: set,
     _FROZENSET: frozenset,
     _COMPLEX: lambda s: complex(*s),

@@ -9,11 +9,12 @@ import dataclasses
 import datetime as dt
 import enum
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 from zoneinfo import ZoneInfo
 
 import numpy as np
+from pydantic import BaseModel
 
 from patchwork_adapters.codec_classes import is_trusted, resolve_trusted
 from patchwork_adapters.errors import CodecError
@@ -47,43 +48,106 @@ def rebuild_as(cls: Any, state: list[Any]) -> Any:
     return _model(cls, fields, extra, set(fields_set), private)
 
 
+# models may be frozen, or have a __setattr__ of their own: their slots are written directly
+_put_fields, _put_extra, _put_fields_set, _put_private = (
+    vars(BaseModel)[name].__set__
+    for name in ("__dict__", "__pydantic_extra__", "__pydantic_fields_set__", "__pydantic_private__")
+)
+
+
 def _model(
     cls: Any, fields: dict[str, Any], extra: dict[str, Any] | None, fields_set: set[str], private: dict[str, Any] | None
 ) -> Any:
     value = cls.__new__(cls)
-    put = object.__setattr__  # models may be frozen, or have a __setattr__ of their own
-    put(value, "__dict__", fields)
-    put(value, "__pydantic_extra__", extra)
-    put(value, "__pydantic_fields_set__", fields_set)
-    put(value, "__pydantic_private__", private)
+    _put_fields(value, fields)
+    _put_extra(value, extra)
+    _put_fields_set(value, fields_set)
+    _put_private(value, private)
     return value
 
 
-#: The one field of a text.
-TEXT = ""
+#: What may be said once for many objects: it cannot change.
+_CONSTANTS = frozenset({type(None), bool, str})
 
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)
 class Shape:
-    """What a framework's objects share besides their fields: how one is made of those."""
+    """What a framework's objects share besides their values: how one is made of those, or of its text."""
 
-    make: Callable[[dict[str, Any]], Any]
+    make: Callable[[Any], Any]
 
 
-def shape_of(module: str, qualname: str, fields_set: list[str] | None = None, *absent: bool) -> Shape:
-    """Of a model; without ``fields_set`` of a dataclass, or a text. ``absent``: whether a model's extra and private fields are None."""
-    if fields_set is None:
-        found = resolve_trusted(module, qualname)
-        if isinstance(found, type) and is_text(found):
-            return Shape(functools.partial(_text_of, found))
-        return Shape(functools.partial(_record_of, _record_class(module, qualname)))
-    cls: Any = _model_class(module, qualname)
-    names, (no_extra, no_private) = frozenset(fields_set), absent
+def usual(cls: Any, names: tuple[str, ...]) -> list[Any]:
+    """What the fields hold of which nothing was said, as far as it cannot change; None for the others."""
+    fields = getattr(cls, "__pydantic_fields__", None) or getattr(cls, "__dataclass_fields__", {})
+    defaults = [getattr(fields.get(name), "default", None) for name in names]
+    return [default if type(default) in _CONSTANTS else None for default in defaults]
 
-    def make(fields: dict[str, Any]) -> Any:
-        return _model(cls, fields, None if no_extra else {}, set(names), None if no_private else {})
+
+def shape_of(module: str, qualname: str, *state: Any) -> Shape:
+    """``state``: of a text nothing; of a dataclass its fields and what is not told for each object; of a model pydantic's state besides."""
+    match state:
+        case []:
+            return Shape(functools.partial(_text_of, _text_class(module, qualname)))
+        case [names, constants]:
+            cls = _record_class(module, qualname)
+            return _record_shape(cls, *_template(cls, names, constants))
+        case [names, constants, fields_set, no_extra, no_private]:
+            cls = _model_class(module, qualname)
+            return _model_shape(cls, *_template(cls, names, constants), frozenset(fields_set), no_extra, no_private)
+    raise CodecError(f"this is no shape of a {module}.{qualname}")
+
+
+def _template(cls: type, names: list[str], constants: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """The fields in their order, and the names of those whose values are told for each object."""
+    if not _CONSTANTS.issuperset(map(type, constants.values())):
+        raise CodecError("objects would share what can change")
+    template = {name: constants.get(name) for name in names}
+    for name, default in zip(names, usual(cls, tuple(names)), strict=True):
+        if type(default) is str and template[name] == default:
+            template[name] = default  # the class's own object, by which it is known when these are sent on
+    return template, [name for name in names if name not in constants]
+
+
+def _record_shape(cls: type, template: dict[str, Any], told: list[str]) -> Shape:
+    count = len(told)
+
+    def make(values: list[Any]) -> Any:
+        if len(values) != count:
+            raise _miscounted(cls)
+        value: Any = object.__new__(cls)
+        fields = value.__dict__  # the class may be frozen
+        fields.update(template)
+        fields.update(zip(told, values))  # noqa: B905  they were counted
+        return value
 
     return Shape(make)
+
+
+def _model_shape(
+    cls: Any, template: dict[str, Any], told: list[str], fields_set: frozenset[str], no_extra: bool, no_private: bool
+) -> Shape:
+    count, new = len(told), functools.partial(cls.__new__, cls)
+    copied, put, put_set, put_extra, put_private = template.copy, _put_fields, _put_fields_set, _put_extra, _put_private
+
+    def make(values: list[Any]) -> Any:
+        """As :func:`_model`, in one go: most of what is decoded is made here."""
+        if len(values) != count:
+            raise _miscounted(cls)
+        fields = copied()
+        fields.update(zip(told, values))  # noqa: B905  they were counted
+        value = new()
+        put(value, fields)
+        put_set(value, set(fields_set))
+        put_extra(value, None if no_extra else {})
+        put_private(value, None if no_private else {})
+        return value
+
+    return Shape(make)
+
+
+def _miscounted(cls: type) -> CodecError:
+    return CodecError(f"not as many values as a {cls.__qualname__} has")
 
 
 @functools.lru_cache(maxsize=4096)
@@ -92,8 +156,14 @@ def is_text(cls: type) -> bool:
     return issubclass(cls, str) and not cls.__dictoffset__ and not issubclass(cls, enum.Enum) and is_trusted(cls)
 
 
-def _text_of(cls: Any, fields: dict[str, Any]) -> Any:
-    text = fields[TEXT]
+def _text_class(module: str, qualname: str) -> type:
+    cls = resolve_trusted(module, qualname)
+    if not (isinstance(cls, type) and is_text(cls)):
+        raise CodecError(f"{module}.{qualname} is no text")
+    return cls
+
+
+def _text_of(cls: Any, text: Any) -> Any:
     if type(text) is not str:
         raise CodecError(f"a {cls.__qualname__} has no text")
     return str.__new__(cls, text)
@@ -117,12 +187,6 @@ def _record_class(module: str, qualname: str) -> type:
     if not (isinstance(cls, type) and is_record(cls)):
         raise CodecError(f"{module}.{qualname} is no dataclass")
     return cls
-
-
-def _record_of(cls: type, fields: dict[str, Any]) -> Any:
-    value: Any = object.__new__(cls)
-    value.__dict__.update(fields)
-    return value
 
 
 def rebuild_enum(state: list[Any]) -> Any:

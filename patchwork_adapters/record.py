@@ -23,7 +23,7 @@ from patchwork_adapters.errors import AnotherVersion, CodecError, ComponentUnava
 from patchwork_adapters.protocol import decode_request
 from patchwork_adapters.transport import LeafCall, Transport
 
-_FORMAT = "patchwork-record-4"
+_FORMAT = "patchwork-record-5"
 _HEAD = 16  #: bytes of a key that say who is asked
 
 

@@ -7,6 +7,10 @@ difference of the two medians in a round, so that a machine that is faster now a
 ``local``: the transport says in the calling thread what it has to say, so
 that encoding, finding the call-site and decoding are what a swap adds. ``io_loop``: the transport is asked on the I/O loop, as one that
 sends calls to replicas is: the way to that loop's thread and back comes on top.
+The machine's speed may change by a factor of two meanwhile: before and after each round a fixed piece of work is timed, and a round was
+at full speed when both took at most 15 % more than the fastest tenth of all of them. ``over_full_speed`` is ``over`` of those rounds,
+``rounds_full_speed`` how many; null when there was none. ``pace_us``: that work's fastest tenth, and its median.
+A stream is also timed to its ``first chunk``, which is when the call has been made; ``per_chunk`` is what each of the others costs.
 The transport answers at once with bytes made before. Each call is part of a request with a deadline, and its call-site is followed.
 ``async``: awaited on a loop; ``thread``: called synchronously in a thread without a loop; ``portal``: called synchronously on a loop whose
 tasks have portals. The originals do nothing but answer (``swap_leaves``), but for the exported store, whose search is the
@@ -23,6 +27,8 @@ from __future__ import annotations
 import argparse
 import asyncio
 import functools
+import inspect
+import itertools
 import json
 import os
 import platform
@@ -30,15 +36,15 @@ import statistics
 import sys
 import threading
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from benchmarks.swap_leaves import ANSWER, ASKED, CASES, FOUND, HTTP_ANSWER, VECTOR, openai_model
+from benchmarks.swap_leaves import ANSWER, ASKED, CASES, CHUNKS, FIRST, FOUND, HTTP_ANSWER, VECTOR, openai_model
 from kit.twins import Twins, leaf_of
 from patchwork_adapters import binding, codec, sites
 from patchwork_adapters import swap as swapping
@@ -57,7 +63,18 @@ from patchwork_adapters.transport import LeafCall
 from patchwork_adapters.walk import find_leaves
 
 HERE = Path(__file__).parents[1]
-ROUNDS, CALLS = 30, 40  #: in turns, so that both sides see the same machine
+FULL_SPEED = 1.15  #: of the time that the piece of work takes at its fastest
+
+
+class Turns(NamedTuple):
+    """In turns, so that both sides see the same machine."""
+
+    rounds: int
+    calls: int
+
+
+TURNS = Turns(100, 12)
+SHORT_TURNS = Turns(150, 6)  #: of calls of milliseconds: the machine has to keep its speed for a round
 
 
 class Ready:
@@ -116,79 +133,121 @@ def moved(make: Callable[[], Any], transport: Callable[[Twins], Ready]) -> Itera
 
 @dataclass
 class Taken:
-    """What calls took, in seconds; processor time is that of all threads of this process."""
+    """What calls took, in seconds, round by round; processor time is that of all threads of this process."""
 
-    walls: list[float] = field(default_factory=list)
+    rounds: list[list[float]] = field(default_factory=list)
     cpu: float = 0.0
 
-    def per_round(self) -> list[float]:
-        """The median of each round."""
-        return [statistics.median(self.walls[n : n + CALLS]) for n in range(0, len(self.walls), CALLS)]
+    def walls(self) -> list[float]:
+        return list(itertools.chain(*self.rounds))
 
     def per_call_us(self) -> float:
-        return self.cpu / len(self.walls) * 1e6
+        return self.cpu / sum(map(len, self.rounds)) * 1e6
 
 
-def timed(call: Callable[[], Any], taken: Taken) -> None:
-    began = time.process_time()
-    for _ in range(CALLS):
+@dataclass
+class Measured:
+    """Of the sides that are compared, by name, in turns: "original" is the first."""
+
+    sides: dict[str, Taken]
+    paces: list[tuple[float, float]] = field(default_factory=list)  #: before and after each round
+
+
+def pace() -> float:
+    """Seconds of some fixed work, by which rounds are told apart in which the machine was slow."""
+    before = time.perf_counter()
+    counts: dict[int, int] = {}
+    for n in range(1200):
+        counts[n % 16] = counts.get(n % 16, 0) + n
+    return time.perf_counter() - before
+
+
+def timed(call: Callable[[], Any], taken: Taken, calls: int) -> None:
+    walls, began = list[float](), time.process_time()
+    for _ in range(calls):
         before = time.perf_counter()
-        call()
-        taken.walls.append(time.perf_counter() - before)
+        reply = call()
+        walls.append(time.perf_counter() - before)
+        if inspect.isgenerator(reply):  # the rest of a stream is not asked for
+            reply.close()
     taken.cpu += time.process_time() - began
+    taken.rounds.append(walls)
 
 
-async def atimed(call: Callable[[], Awaitable[Any]], taken: Taken) -> None:
-    began = time.process_time()
-    for _ in range(CALLS):
+async def atimed(call: Callable[[], Awaitable[Any]], taken: Taken, calls: int) -> None:
+    walls, began = list[float](), time.process_time()
+    for _ in range(calls):
         before = time.perf_counter()
-        await call()
-        taken.walls.append(time.perf_counter() - before)
+        reply = await call()
+        walls.append(time.perf_counter() - before)
+        if inspect.isasyncgen(reply):
+            await reply.aclose()
     taken.cpu += time.process_time() - began
+    taken.rounds.append(walls)
 
 
-def over(plain: Taken, away: Taken) -> dict[str, float]:
-    median = statistics.median(away.walls) * 1e6
-    rounds = [b - a for a, b in zip(plain.per_round(), away.per_round(), strict=True)]
-    undisturbed = (statistics.quantiles(away.walls, n=10)[0] - statistics.quantiles(plain.walls, n=10)[0]) * 1e6
+Sides = dict[str, Callable[[], Any]]  #: "original" and what is compared with it
+Row = dict[str, Any]
+
+
+def full_speed(paces: Sequence[tuple[float, float]], fastest: float) -> list[bool]:
+    return [max(both) <= FULL_SPEED * fastest for both in paces]
+
+
+def fastest_tenth(paces: Iterable[tuple[float, float]]) -> float:
+    return statistics.quantiles(itertools.chain(*paces), n=10)[0]
+
+
+def over(plain: Taken, away: Taken, at_full_speed: Sequence[bool]) -> Row:
+    each = [statistics.median(b) - statistics.median(a) for a, b in zip(plain.rounds, away.rounds, strict=True)]
+    undisturbed = statistics.quantiles(away.walls(), n=10)[0] - statistics.quantiles(plain.walls(), n=10)[0]
+    fast = list(itertools.compress(each, at_full_speed))
     return {
-        "median": round(median, 1), "over": round(statistics.median(rounds) * 1e6, 1), "over_p10": round(undisturbed, 1),
+        "median": us(statistics.median(away.walls())), "over": us(statistics.median(each)), "over_p10": us(undisturbed),
+        "over_full_speed": us(statistics.median(fast)) if fast else None,
         "cpu_over": round(away.per_call_us() - plain.per_call_us(), 1),
     }  # fmt: skip
 
 
-Sides = dict[str, Callable[[], Any]]  #: "original" and what is compared with it
-Row = dict[str, float | dict[str, float]]
+def us(seconds: float) -> float:
+    return round(seconds * 1e6, 1)
 
 
-def row(taken: Mapping[str, Taken]) -> Row:
-    plain = taken["original"]
+def row(measured: Measured, fastest: float) -> Row:
+    plain, *others = measured.sides
+    at_full_speed = full_speed(measured.paces, fastest)
+    original = measured.sides[plain]
     return {
-        "original": round(statistics.median(plain.walls) * 1e6, 1),
-        **{side: over(plain, away) for side, away in taken.items() if side != "original"},
+        plain: us(statistics.median(original.walls())),
+        **{side: over(original, measured.sides[side], at_full_speed) for side in others},
+        "rounds_full_speed": sum(at_full_speed),
     }
 
 
-def in_thread(sides: Sides) -> Row:
-    taken = {side: Taken() for side in sides}
-    for _ in range(ROUNDS):
+def in_thread(sides: Sides, turns: Turns = TURNS) -> Measured:
+    measured = Measured({side: Taken() for side in sides})
+    for _ in range(turns.rounds):
+        before = pace()
         for side, call in sides.items():
-            timed(call, taken[side])
-    return row(taken)
+            timed(call, measured.sides[side], turns.calls)
+        measured.paces.append((before, pace()))
+    return measured
 
 
-def on_loop(sides: Sides) -> Row:
-    async def main() -> Row:
-        taken = {side: Taken() for side in sides}
-        for _ in range(ROUNDS):
+def on_loop(sides: Sides, turns: Turns = TURNS) -> Measured:
+    async def main() -> Measured:
+        measured = Measured({side: Taken() for side in sides})
+        for _ in range(turns.rounds):
+            before = pace()
             for side, call in sides.items():
-                await atimed(call, taken[side])
-        return row(taken)
+                await atimed(call, measured.sides[side], turns.calls)
+            measured.paces.append((before, pace()))
+        return measured
 
     return asyncio.run(main())
 
 
-def handoff() -> Row:
+def handoff() -> Measured:
     """The least that a call through a loop in another thread can take on this machine: the loop is woken, and wakes the caller."""
     loop = asyncio.new_event_loop()
     thread = threading.Thread(target=loop.run_forever)
@@ -208,18 +267,18 @@ def handoff() -> Row:
         loop.close()
 
 
-def by_portal(sides: Sides) -> Row:
-    async def work() -> Row:
-        return in_thread(sides)
+def by_portal(sides: Sides, turns: Turns = TURNS) -> Measured:
+    async def work() -> Measured:
+        return in_thread(sides, turns)
 
-    async def main() -> Row:
+    async def main() -> Measured:
         install_portal(asyncio.get_running_loop())
         return await asyncio.create_task(work())
 
     return asyncio.run(main())
 
 
-def calls(only: str) -> dict[str, Row]:
+def calls(only: str) -> dict[str, Measured]:
     found = {}
     for case in CASES:
         if only not in case.name:
@@ -232,6 +291,24 @@ def calls(only: str) -> dict[str, Row]:
             if case.acall is not None:
                 asides = {side: functools.partial(case.acall, obj) for side, obj in objects.items()}
                 found[f"{case.name}, async"] = on_loop(asides)
+    return found
+
+
+def per_chunk(rows: Mapping[str, Row]) -> dict[str, Row]:
+    """What each chunk after the first costs over the original's."""
+    found: dict[str, Row] = {}
+    for name, first in rows.items():
+        if FIRST not in name:
+            continue
+        whole = rows[name.replace(FIRST, "")]
+        found[name.replace(FIRST, "")] = {
+            side: {
+                key: None if None in (whole[side][key], first[side][key])
+                else round((whole[side][key] - first[side][key]) / (len(CHUNKS) - 1), 1)
+                for key in ("over", "over_p10", "over_full_speed")
+            }
+            for side in ("local", "io_loop")
+        }  # fmt: skip
     return found
 
 
@@ -270,17 +347,16 @@ def cut(model: Any, engine: Engine) -> Iterator[Any]:
             undo()
 
 
-def protocol() -> dict[str, Row]:
+def protocol() -> dict[str, Measured]:
     """Of a client of the OpenAI protocol, whose own transport answers at once as well: client and parsing are on both sides."""
     with cut(openai_model(), EngineHere()) as here, cut(openai_model(), Engine()) as away:
         models = {"original": openai_model(), "local": here, "io_loop": away}
         sides = {side: functools.partial(model._generate, ASKED) for side, model in models.items()}
+        asides = {side: functools.partial(model._agenerate, ASKED) for side, model in models.items()}
         return {
-            "ChatOpenAI by its protocol, thread": in_thread(sides),
-            "ChatOpenAI by its protocol, portal": by_portal(sides),
-            "ChatOpenAI by its protocol, async": on_loop(
-                {side: functools.partial(model._agenerate, ASKED) for side, model in models.items()}
-            ),
+            "ChatOpenAI by its protocol, thread": in_thread(sides, SHORT_TURNS),
+            "ChatOpenAI by its protocol, portal": by_portal(sides, SHORT_TURNS),
+            "ChatOpenAI by its protocol, async": on_loop(asides, SHORT_TURNS),
         }
 
 
@@ -290,8 +366,8 @@ def encodings() -> dict[str, float]:
     for name, value in (("a vector", VECTOR), ("a chat result", ANSWER), ("four documents", FOUND)):
         taken = Taken()
         for _ in range(10):
-            timed(lambda value=value: codec.decode(codec.encode(value)), taken)  # type: ignore[misc]
-        found[name] = round(statistics.median(taken.walls) * 1e6, 1)
+            timed(lambda value=value: codec.decode(codec.encode(value)), taken, TURNS.calls)  # type: ignore[misc]
+        found[name] = us(statistics.median(taken.walls()))
     return found
 
 
@@ -317,7 +393,7 @@ def places() -> dict[str, dict[str, float]]:
         for name, (shape, question) in asked.items():
             taken.clear()
             with swapped(shape) as (chain, _):
-                for _ in range(ROUNDS):
+                for _ in range(TURNS.rounds):
                     (getattr(chain, "invoke", None) or chain.query)(question)
                     asyncio.run((getattr(chain, "ainvoke", None) or chain.aquery)(question))
             found[name] = {
@@ -351,14 +427,21 @@ def main() -> None:
     parser.add_argument("--no-shapes", action="store_true")
     parser.add_argument("--only", default="", help="leaves with this in their name")
     options = parser.parse_args()
+    bare = handoff()
+    measured = {**calls(options.only), **protocol()}
+    paces = [pair for each in measured.values() for pair in each.paces]
+    fastest = fastest_tenth(paces)
+    rows = {name: row(each, fastest) for name, each in measured.items()}
     result: dict[str, Any] = {
         "environment": {
             "python": platform.python_version(),
             "machine": platform.machine(),
             "load_average": round(os.getloadavg()[0], 1),
         },
-        "handoff_us": handoff(),
-        "call_us": {**calls(options.only), **protocol()},
+        "pace_us": {"fastest_tenth": us(fastest), "median": us(statistics.median(itertools.chain(*paces)))},
+        "handoff_us": row(bare, fastest),
+        "call_us": rows,
+        "per_chunk_us": per_chunk(rows),
         "codec_us": encodings(),
         "site_us": places(),
     }

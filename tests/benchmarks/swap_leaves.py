@@ -249,6 +249,18 @@ async def _read(chunks: AsyncIterator[Any]) -> list[Any]:
     return [chunk async for chunk in chunks]
 
 
+def _begun(chunks: Any) -> Iterator[Any]:
+    """A stream that its first chunk has come of."""
+    next(chunks)
+    return chunks  # type: ignore[no-any-return]
+
+
+async def _abegun(chunks: AsyncIterator[Any]) -> AsyncIterator[Any]:
+    await anext(chunks)
+    return chunks
+
+
+FIRST = ", first chunk"  #: at the end of the name of a stream that is read so far
 QUERY = VectorStoreQuery(query_embedding=VECTOR, similarity_top_k=4)
 BUNDLE = QueryBundle(QUESTION)
 PAIRS = [(QUESTION, PASSAGE)] * 4
@@ -256,6 +268,9 @@ CASES = (
     Case("embedder, 384 numbers", Vectors, lambda x: x.embed_query(QUESTION), lambda x: x.aembed_query(QUESTION)),
     Case("chat model", Chat, lambda x: x._generate(ASKED), lambda x: x._agenerate(ASKED)),
     Case("chat model, stream of 8", Chat, lambda x: list(x._stream(ASKED)), lambda x: _read(x._astream(ASKED))),
+    Case(
+        f"chat model, stream of 8{FIRST}", Chat, lambda x: _begun(x._stream(ASKED)), lambda x: _abegun(x._astream(ASKED)),
+    ),
     Case("completion model", Completion, lambda x: x._call(PASSAGE), lambda x: x._acall(PASSAGE)),
     Case("store, 4 found", Store, lambda x: x.similarity_search(QUESTION), lambda x: x.asimilarity_search(QUESTION)),
     Case(
@@ -275,6 +290,7 @@ CASES = (
     Case("LlamaIndex chat", Text, lambda x: x.chat(CHATTED), lambda x: x.achat(CHATTED)),
     Case("LlamaIndex completion", Text, lambda x: x.complete(PASSAGE), lambda x: x.acomplete(PASSAGE)),
     Case("LlamaIndex completion, stream of 8", Text, lambda x: list(x.stream_complete(PASSAGE))),
+    Case(f"LlamaIndex completion, stream of 8{FIRST}", Text, lambda x: _begun(x.stream_complete(PASSAGE))),
     Case(
         "LlamaIndex embedding, 384 numbers", Embedding, lambda x: x._get_query_embedding(QUESTION),
         lambda x: x._aget_query_embedding(QUESTION),

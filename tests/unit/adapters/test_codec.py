@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 import math
+import struct
 from decimal import Decimal
 from typing import Any
 from uuid import UUID
@@ -279,15 +280,23 @@ def test_what_frameworks_hand_out_needs_no_pickle() -> None:
 SHAPE = 34
 
 
+def shape(*parts: Any) -> msgpack.ExtType:
+    return msgpack.ExtType(SHAPE, msgpack.packb(parts))
+
+
 @pytest.mark.parametrize("forged", [
-    {msgpack.ExtType(SHAPE, msgpack.packb(["llama_index.core.schema", "TextNode"])): None},  # a model, no dataclass
-    {msgpack.ExtType(SHAPE, msgpack.packb(["langchain_core.messages.base", "BaseMessage"])): None, "": "x"},  # no text
-    {msgpack.ExtType(SHAPE, msgpack.packb(["langchain_core.messages.base", "TextAccessor"])): None},
-    {msgpack.ExtType(SHAPE, msgpack.packb(["langchain_core.messages.base", "TextAccessor"])): None, "": []},
-    {msgpack.ExtType(SHAPE, msgpack.packb(["dataclasses", "Field"])): None},
-    {msgpack.ExtType(SHAPE, msgpack.packb(["subprocess", "Popen", [], True, True])): None, "args": "true"},
-    {msgpack.ExtType(SHAPE, msgpack.packb(["llama_index.core.vector_stores.types", "VectorStoreQuery", [], True, True])): None},  # no model
-    {msgpack.ExtType(SHAPE, msgpack.packb(["llama_index.core.schema", "TextNode", [], True])): None},
+    {shape("llama_index.core.schema", "TextNode", [], {}): []},  # a model, no dataclass
+    {shape("langchain_core.messages.base", "BaseMessage"): "x"},  # no text
+    {shape("langchain_core.messages.base", "TextAccessor"): None},
+    {shape("langchain_core.messages.base", "TextAccessor"): []},
+    {shape("dataclasses", "Field", [], {}): []},
+    {shape("subprocess", "Popen", ["args"], {}, [], True, True): ["true"]},
+    {shape("llama_index.core.vector_stores.types", "VectorStoreQuery", [], {}, [], True, True): []},  # no model
+    {shape("llama_index.core.schema", "TextNode", [], {}, [], True): []},
+    {shape("llama_index.core.schema", "TextNode", ["text"], {}, [], True, True): []},  # a value too few
+    {shape("llama_index.core.schema", "TextNode", ["text"], {"text": ""}, [], True, True): ["x"]},  # one too many
+    {shape("llama_index.core.schema", "TextNode", ["metadata"], {"metadata": {}}, [], True, True): []},  # nodes would share it
+    {shape("llama_index.core.schema", "QueryBundle", ["query_str"], {}): None},
 ])  # fmt: skip
 def test_a_name_from_outside_is_that_of_the_kind_of_class_that_it_is_said_to_be(forged: Any) -> None:
     with pytest.raises(CodecError):
@@ -307,6 +316,41 @@ def test_models_made_with_other_arguments_say_so_after_the_way() -> None:
     assert [sorted(node.model_fields_set) for node in back] == [["id_", "text"], ["id_", "metadata", "text"]]
     back[0].metadata = {"changed": True}  # what one of them is told later, no other is
     assert sorted(decode(encode(plain)).model_fields_set) == ["id_", "text"]
+
+
+@given(st.integers(0, 3), st.sampled_from(["", "x"]), st.booleans())
+def test_fields_keep_their_order_and_what_they_hold(turn: int, text: str, is_own: bool) -> None:
+    node = TextNode(id_="1", text=text, metadata_template="".join(["{key}", ": {value}"]) if is_own else "{key}")
+    items = list(vars(node).items())
+    object.__setattr__(node, "__dict__", dict(items[turn:] + items[:turn]))
+    once = decode(encode(node))
+    twice = decode(encode(once))
+    assert list(vars(once).items()) == list(vars(twice).items()) == items[turn:] + items[:turn]
+
+
+def test_objects_made_of_one_shape_share_nothing_that_can_change() -> None:
+    one, other = decode(encode([AIMessage("x", id="1"), AIMessage("x", id="1")]))
+    one.tool_calls.append("changed")
+    one.additional_kwargs["changed"] = one.response_metadata["changed"] = True
+    one.model_fields_set.add("name")
+    assert other == AIMessage("x", id="1")
+    assert decode(encode(AIMessage("x", id="1"))) == other
+    assert other.model_fields_set == {"content", "id"}
+
+
+@pytest.mark.parametrize("key", [(1, 2), 2**70, 1.5, None, True, b"x", frozenset({1}), dt.date(2026, 1, 2)])
+def test_keys_are_what_they_were(key: Any) -> None:
+    for value in ({key: [key]}, [{"a": {key: 1}}], AIMessage("x", additional_kwargs={"a": {key: 1}})):
+        assert difference(value, decode(encode(value))) is None
+
+
+def test_vectors_are_found_where_they_are_usual() -> None:
+    vector = [float(n) for n in range(64)]
+    for value in (vector, [vector, vector], {"a": [vector]}, (vector,), TextNode(text="x", embedding=vector)):
+        data = encode(value)
+        assert difference(value, decode(data)) is None
+        assert len(data) < 2000
+        assert struct.pack("<64d", *vector) in data
 
 
 def test_our_own_marks_are_not_taken_from_outside() -> None:
