@@ -44,6 +44,8 @@ EXCLUDES = [
 #: Of every process that speaks with Serve, before it imports it.
 SERVE_ENV = {
     "RAY_SERVE_LOG_TO_STDERR": "0",
+    # from its HTTP proxy to the ingress by gRPC, as our own calls (``transport``)
+    "RAY_SERVE_PROXY_USE_GRPC": "1",
     # of a leaf call or its reply, in bytes: as much as gRPC can have, where Serve allows 4 MB (two thousand vectors as JSON are more)
     "RAY_SERVE_REPLICA_GRPC_MAX_MESSAGE_LENGTH": str(2**31 - 1),
 }

@@ -56,7 +56,9 @@ def test_every_leaf_ran_in_a_replica(home: Home, url: str) -> None:
 
 
 def test_a_call_and_its_reply_may_be_longer_than_what_serve_takes_by_itself(url: str, plain: Any) -> None:
-    question = "a" * (4 * 1024 * 1024 - 200)  # as much as the gateway takes; with what goes along, a call is longer than 4 MB
+    question = "a" * (
+        4 * 1024 * 1024 - 200
+    )  # as much as the gateway takes; with what goes along, a call is longer than 4 MB
     assert invoke(url, question) == plain.invoke(question)
 
 

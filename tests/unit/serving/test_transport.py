@@ -62,7 +62,8 @@ class Handle:
         self.sent: list[Any] = []
         self.replicas: list[str] = []  #: named for each call
 
-    def options(self, *, method_name: str, stream: bool, session_id: str) -> Bound:
+    def options(self, *, method_name: str, stream: bool, session_id: str, _by_reference: bool) -> Bound:
+        assert not _by_reference
         assert stream == (method_name == "stream")
         return Bound(self, stream, session_id)
 
