@@ -2,7 +2,7 @@
 
     python tests/benchmarks/bench_portal.py [-o FILE]
 
-A prompt, ``ChatOpenAI`` and a parser, streamed from frames in memory; microseconds of processor time a token, in turns, medians and the least.
+A prompt, ``ChatOpenAI`` and a parser, streamed from frames in memory; microseconds of processor time a token, in turns, median and least.
 ``task_us`` and ``step_us``: of a task that does nothing, and of one that gives way to the loop again and again. ``greenback`` is compared
 where it is installed (``pip install greenback``).
 """
