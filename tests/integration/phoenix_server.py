@@ -19,7 +19,7 @@ from filelock import FileLock
 from patchwork_serving.config import Paths
 
 VERSION = "20.26.1"
-INSTALL_TIMEOUT_S = 300.0
+INSTALL_TIMEOUT_S = 600.0
 START_TIMEOUT_S = 180.0
 ARRIVE_TIMEOUT_S = 60.0
 
@@ -110,3 +110,7 @@ def _free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
+
+
+if __name__ == "__main__":
+    installed()

@@ -10,6 +10,8 @@ from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import pytest
+from grpc import StatusCode
+from grpc.aio import AioRpcError, Metadata
 from ray.exceptions import ActorDiedError
 
 from patchwork_adapters import codec
@@ -113,6 +115,10 @@ async def died(frame: CallFrame) -> bytes:
     raise ActorDiedError
 
 
+async def broke_off(frame: CallFrame) -> bytes:
+    raise AioRpcError(StatusCode.INTERNAL, Metadata(), Metadata(), details="the connection was reset")
+
+
 async def never(frame: CallFrame) -> bytes:
     await asyncio.Event().wait()
     return b""
@@ -131,10 +137,10 @@ async def test_a_call_carries_its_remaining_seconds_and_trace_parent() -> None:
 
 
 async def test_a_call_of_a_lost_replica_runs_elsewhere() -> None:
-    handle = Handle(died, refused("EngineDied", 503, True), ok())
+    handle = Handle(died, refused("EngineDied", 503, True), broke_off, ok())
     assert await RayTransport(lambda _: handle).call(call()) == b"answer"
-    assert len(handle.frames) == 3
-    assert len({frame.id for frame in handle.frames}) == 3
+    assert len(handle.frames) == 4
+    assert len({frame.id for frame in handle.frames}) == 4
 
 
 async def test_a_call_of_a_lost_replica_goes_to_another_one_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
