@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import os
 import pickle
 import sys
@@ -53,11 +54,12 @@ class Task:
     inputs: Sequence[Any]
     search: Search
     known: tuple[ComponentProfile, ...] = ()  #: taken from a stored profile instead of measured
+    left_s: float = math.inf  #: for importing, samples and measuring together
 
 
 async def profile(task: Task, progress: ProgressSink) -> Profile:
     """Samples, then one component after the other: two at once would share the machine."""
-    name = task.bundle.release.name
+    name, started = task.bundle.release.name, time.monotonic()
     handle_of = serve_handles(name)
     calls = Calls(RayTransport(handle_of), CALLS_KEPT)
     orchestrator = Orchestrator(task.bundle, calls)
@@ -71,6 +73,7 @@ async def profile(task: Task, progress: ProgressSink) -> Profile:
     used = usage(sampled.requests)
     components = []
     began, left = time.monotonic(), len(_measured_ids(task))
+    task = replace(task, search=task.search.within(task.left_s - (began - started)))
     for spec in task.bundle.release.components:
         search = task.search.for_one(time.monotonic() - began, max(1, left))
         left -= spec.id in _measured_ids(task)

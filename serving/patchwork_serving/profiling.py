@@ -38,6 +38,12 @@ class Search:
     most_rounds: int = 100
     alike: float = 0.1  #: two long batches that differ by no more of each other need no third
 
+    def within(self, left_s: float) -> Search:
+        """The search where so much time is left: for half of what is foreseen at least, and for as long as was asked for, where it was."""
+        if math.isinf(self.total_s):
+            return self
+        return replace(self, total_s=max(self.total_s / 2, min(self.total_s, left_s)))
+
     def for_one(self, spent_s: float, components_left: int) -> Search:
         """The search of the next component: what those before left over is shared by those that follow."""
         share_s = max(0.0, self.total_s - spent_s) / components_left

@@ -87,6 +87,12 @@ def test_the_time_for_all_components_is_shared_and_what_one_leaves_the_next_may_
     assert search.for_one(spent_s=130.0, components_left=1).budget_s == 0.0  # it is measured all the same, one by one
 
 
+def test_where_start_and_samples_took_long_less_is_left_for_measuring_but_half_of_it_at_least() -> None:
+    search = Search(total_s=100.0)
+    assert [search.within(left).total_s for left in (300.0, 80.0, 10.0, -5.0)] == [100.0, 80.0, 50.0, 50.0]
+    assert Search(total_s=float("inf")).within(10.0).total_s == float("inf")
+
+
 def test_long_batches_that_agree_are_run_twice_and_others_a_third_and_fourth_time() -> None:
     noise = iter([1.0, 1.0, 1.05, 1.0, 1.3, 1.2, 1.2])  # the first call of all; two of one; two and two of two
     machine = Machine(lambda batch: batch * next(noise))
