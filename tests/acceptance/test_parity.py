@@ -23,7 +23,7 @@ from kit.deployed import EXAMPLES, QUESTIONS, ROOT, a_home, deployed
 
 pytestmark = [pytest.mark.ray, pytest.mark.postgres, pytest.mark.models, pytest.mark.slow]
 
-NUM_QUESTIONS = int(os.environ.get("PARITY_QUESTIONS", "10"))
+NUM_QUESTIONS = int(os.environ.get("PARITY_QUESTIONS", "6"))
 
 
 @contextmanager
