@@ -1,6 +1,6 @@
 """Deployed against plain: the examples answer questions the same, on the same engines, asked one after the other.
 
-``make parity`` asks 30; every run of the tests asks 10, because each takes both sides two to three seconds of a core.
+``make parity`` asks 30; every run of the tests asks 6, because each takes both sides two to three seconds of a core.
 """
 
 from __future__ import annotations
