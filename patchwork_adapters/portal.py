@@ -26,7 +26,7 @@ _Out = tuple[Any, BaseException | None, greenlet | None]
 class _Worker(greenlet):  # type: ignore[misc]  # greenlet tells no types
     """Runs steps of tasks, one after the other."""
 
-    portal: Portal  #: whose step runs
+    portal: Portal | None  #: whose step runs
     outer: greenlet  #: where the task is that makes it
 
     def run(self, step: Callable[[Any], Any], given: Any) -> None:
@@ -96,13 +96,7 @@ class Portal(Coroutine[Any, Any, Any]):
         if waiting is not None:
             self._worker, self._waiting = worker, waiting
             return told
-        idle.append(worker)
-        if error is None:
-            return told
-        try:
-            raise error
-        finally:
-            del error  # its traceback holds this frame
+        return _ended(worker, told, error)
 
     def _go_on(self, value: Any, error: BaseException | None) -> Any:
         worker, waiting = self._worker, self._waiting
@@ -113,13 +107,19 @@ class Portal(Coroutine[Any, Any, Any]):
         if self._waiting is not None:
             return told
         self._worker = None
-        _LOCAL.idle.append(worker)
-        if error is None:
-            return told
-        try:
-            raise error
-        finally:
-            del error
+        return _ended(worker, told, error)
+
+
+def _ended(worker: _Worker, told: Any, error: BaseException | None) -> Any:
+    """The step's outcome; its worker keeps nothing of the task, which may be gone before there is another step."""
+    worker.portal = worker.gr_context = None
+    _LOCAL.idle.append(worker)
+    if error is None:
+        return told
+    try:
+        raise error
+    finally:
+        del error  # its traceback holds this frame
 
 
 def has_portal() -> bool:
@@ -150,7 +150,7 @@ def _worker() -> _Worker | None:
     here: greenlet | None = getcurrent()
     while here is not None:
         if type(here) is _Worker:
-            task = here.portal.task
+            task = here.portal.task if here.portal is not None else None
             # else it is the step of another task, on a loop that runs within this one
             return here if task is None or task is asyncio.current_task() else None
         here = here.parent

@@ -31,7 +31,7 @@ BACKOFF_S = 0.2
 UNAVAILABLE_PATIENCE_S = 60.0
 #: Handles kept, one per component, method and replica.
 MAX_BOUND = 1024
-#: Serve's replicas answer actor calls and gRPC. A call by gRPC takes half the time of both processes, and a piece of a stream two thirds
+#: Serve's replicas answer actor calls and gRPC. A call by gRPC, or a piece of a stream, takes half the time of both processes
 #: (``tests/benchmarks/bench_hop.py``); what it cannot carry, references to objects in Ray's store, our frames do not have.
 BY_GRPC = {"_by_reference": False}
 
@@ -305,6 +305,13 @@ class RayTransport:
         return None if remaining is None else max(remaining, 0.0)
 
     def _lost(self, step: Step, sending: Sending, error: BaseException) -> None:
+        """Raises ComponentFailed for a message that is too long: no replica would take it."""
+        if _is_too_long(error):
+            self._scheduling.replied(step, sending, None, self._clock())
+            raise ComponentFailed(
+                f"{step.component}: a call or its reply is longer than this Ray cluster lets through; raise "
+                "RAY_SERVE_REPLICA_GRPC_MAX_MESSAGE_LENGTH there"
+            ) from error
         log.warning("a replica of %s was lost; its call runs again (%s)", step.component, type(error).__name__)
         self._scheduling.lost(step, sending, self._clock())
 
@@ -339,6 +346,13 @@ def _lost_errors() -> tuple[type[BaseException], ...]:
     from ray.serve.exceptions import BackPressureError
 
     return (RayActorError, WorkerCrashedError, BackPressureError, AioRpcError)
+
+
+def _is_too_long(error: BaseException) -> bool:
+    from grpc import StatusCode
+    from grpc.aio import AioRpcError
+
+    return isinstance(error, AioRpcError) and error.code() is StatusCode.RESOURCE_EXHAUSTED
 
 
 def _late(call: LeafCall) -> DeadlinePassed:

@@ -1,6 +1,6 @@
 """What following a chain costs each token of its stream: portals for tasks, ours and greenback's, and call-sites.
 
-    python tests/benchmarks/bench_portal.py [-o FILE]
+    python tests/benchmarks/bench_portal.py
 
 A prompt, ``ChatOpenAI`` and a parser, streamed from frames in memory; microseconds of processor time a token, in turns, median and least.
 ``task_us`` and ``step_us``: of a task that does nothing, and of one that gives way to the loop again and again. ``greenback`` is compared
@@ -9,7 +9,6 @@ where it is installed (``pip install greenback``).
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import contextlib
 import importlib.util
@@ -18,7 +17,6 @@ import statistics
 import sys
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 from langchain_core.output_parsers import StrOutputParser
@@ -128,9 +126,6 @@ def task_us(install: Install) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("-o", "--output", type=Path)
-    output: Path | None = parser.parse_args().output
     chain = ChatPromptTemplate.from_template("{question}") | streaming_model() | StrOutputParser()
     portals: dict[str, Install] = {"plain": no_portal, "portal": install_portal}
     if importlib.util.find_spec("greenback") is not None:
@@ -156,10 +151,7 @@ def main() -> None:
         }
         for kind, sides in taken.items()
     }
-    text = json.dumps(found, indent=1)
-    print(text)
-    if output is not None:
-        output.write_text(text + "\n", encoding="utf-8")
+    print(json.dumps(found, indent=1))
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ import asyncio
 import gc
 import threading
 import warnings
+import weakref
 from collections.abc import Awaitable, Callable
 from contextvars import ContextVar
 from typing import Any
@@ -142,6 +143,25 @@ def test_only_tasks_that_were_given_a_portal_have_one() -> None:
 
     assert with_portals(main) == [True, (False, False), True]
     assert not has_portal()
+
+
+def test_what_a_task_had_is_gone_when_the_task_is() -> None:
+    class Held:
+        pass
+
+    async def one(held: Held) -> Held:
+        NAME.set(held)  # type: ignore[arg-type]
+        return held
+
+    loop = asyncio.new_event_loop()
+    install_portal(loop)
+    held = Held()
+    kept = weakref.ref(held)
+    loop.run_until_complete(loop.create_task(one(held)))  # no other step comes after its last one
+    del held
+    gc.collect()
+    assert kept() is None
+    loop.close()
 
 
 def test_tasks_that_do_not_wait_share_a_greenlet() -> None:

@@ -300,6 +300,9 @@ async def test_a_batch_that_is_cancelled_before_it_ran_leaves_its_place() -> Non
     task.cancel()
     await asyncio.wait({task})
     await until(lambda: served.load().running == 0)
+    engine.open.set()
+    assert (await served.call(frame("b"))).error is None
+    assert engine.batches[-1] == ["b"]
     await served.close()
 
 

@@ -72,9 +72,12 @@ def test_a_terminal_shows_running_ended_and_failed_steps() -> None:
     assert "no room" in shown
 
 
-def test_silence_takes_everything() -> None:
+def test_silence_takes_everything_and_says_nothing(capfd: pytest.CaptureFixture[str]) -> None:
     with step(SilentProgress(), "a", "A") as sink:
-        sink.update("a")
+        sink.update("a", 1, 2, "half")
+    with pytest.raises(KeyError), step(sink, "b", "B"):
+        raise KeyError
+    assert capfd.readouterr() == ("", "")
 
 
 def test_a_step_that_fails_at_once_is_not_told_of_where_only_long_ones_are() -> None:

@@ -296,10 +296,15 @@ def test_a_failing_generator_loses_its_attribute_and_no_other() -> None:
 
 
 @pytest.mark.parametrize("payload", [b"", b"\x00garbage", b"{}"])
-def test_payloads_that_cannot_be_read_cost_attributes_only(tracing: Tracing, payload: bytes) -> None:
+def test_payloads_that_cannot_be_read_cost_attributes_only(
+    tracing: Tracing, memory: InMemorySpanExporter, payload: bytes
+) -> None:
     telemetry = RequestTelemetry(tracing, COMPONENTS)
     with telemetry.observe(LeafCall("llm", "l", "chat", payload)) as span:
         span.reply(payload)
+    (told,) = exported(tracing, memory).values()
+    assert told[names.COMPONENT] == "llm"
+    assert not any(str(name).startswith("gen_ai.usage") for name in told)
 
 
 def test_a_traceparent_that_is_no_traceparent_starts_a_new_trace(

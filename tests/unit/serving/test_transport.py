@@ -115,6 +115,10 @@ async def died(frame: CallFrame) -> bytes:
     raise ActorDiedError
 
 
+async def too_long(frame: CallFrame) -> bytes:
+    raise AioRpcError(StatusCode.RESOURCE_EXHAUSTED, Metadata(), Metadata(), details="larger than max (5 vs. 4)")
+
+
 async def broke_off(frame: CallFrame) -> bytes:
     raise AioRpcError(StatusCode.INTERNAL, Metadata(), Metadata(), details="the connection was reset")
 
@@ -141,6 +145,13 @@ async def test_a_call_of_a_lost_replica_runs_elsewhere() -> None:
     assert await RayTransport(lambda _: handle).call(call()) == b"answer"
     assert len(handle.frames) == 4
     assert len({frame.id for frame in handle.frames}) == 4
+
+
+async def test_a_message_that_is_too_long_is_told_and_not_sent_again() -> None:
+    handle = Handle(too_long)
+    with pytest.raises(ComponentFailed, match="longer than this Ray cluster lets through"):
+        await RayTransport(lambda _: handle).call(call())
+    assert len(handle.frames) == 1
 
 
 async def test_a_call_of_a_lost_replica_goes_to_another_one_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
