@@ -19,8 +19,8 @@ from greenlet import GreenletExit, getcurrent, greenlet
 
 T = TypeVar("T")
 
-#: What comes out of a greenlet: what the task yields or why its step ended otherwise, and the greenlet in which the step waits, if it does.
-_Out = tuple[Any, BaseException | None, greenlet | None]
+#: What a step's greenlet tells the task: nothing when the step has ended, else what is waited for and in which greenlet.
+_Wait = tuple[Any, greenlet]
 
 
 class _Worker(greenlet):  # type: ignore[misc]  # greenlet tells no types
@@ -28,19 +28,19 @@ class _Worker(greenlet):  # type: ignore[misc]  # greenlet tells no types
 
     portal: Portal | None  #: whose step runs
     outer: greenlet  #: where the task is that makes it
+    told: Any = None  #: what the step that ended yielded
+    error: BaseException | None = None  #: or why it ended otherwise
 
     def run(self, step: Callable[[Any], Any], given: Any) -> None:
-        out: _Out
         while True:
             try:
-                out = step(given), None, None
+                self.told = step(given)
             except GreenletExit:  # nobody needs this greenlet any more
                 raise
             except BaseException as error:  # noqa: BLE001  the task's own: raised there
-                out = None, error, None
-            step = given = None  # type: ignore[assignment]  # it may wait long for work
-            step, given = self.outer.switch(out)
-            out = _NOTHING
+                self.error = error
+            step = given = None  # type: ignore[assignment]  # it may wait long for work, and holds on to nothing meanwhile
+            step, given = self.outer.switch()
 
 
 class _Local(threading.local):
@@ -92,27 +92,30 @@ class Portal(Coroutine[Any, Any, Any]):
         worker = idle.pop() if idle else _Worker()
         worker.portal, worker.outer = self, here
         worker.gr_context = here.gr_context  # the task's, which the step reads and changes
-        told, error, waiting = worker.switch(step, given)
-        if waiting is not None:
-            self._worker, self._waiting = worker, waiting
+        waits: _Wait | tuple[()] = worker.switch(step, given)
+        if waits:
+            self._worker = worker
+            told, self._waiting = waits
             return told
-        return _ended(worker, told, error)
+        return _ended(worker)
 
     def _go_on(self, value: Any, error: BaseException | None) -> Any:
         worker, waiting = self._worker, self._waiting
         assert worker is not None
         assert waiting is not None
         worker.outer = getcurrent()
-        told, error, self._waiting = waiting.switch((value, error))
-        if self._waiting is not None:
+        waits: _Wait | tuple[()] = waiting.switch((value, error))
+        if waits:
+            told, self._waiting = waits
             return told
-        self._worker = None
-        return _ended(worker, told, error)
+        self._worker = self._waiting = None
+        return _ended(worker)
 
 
-def _ended(worker: _Worker, told: Any, error: BaseException | None) -> Any:
+def _ended(worker: _Worker) -> Any:
     """The step's outcome; its worker keeps nothing of the task, which may be gone before there is another step."""
-    worker.portal = worker.gr_context = None
+    told, error = worker.told, worker.error
+    worker.told = worker.error = worker.portal = worker.gr_context = None
     _LOCAL.idle.append(worker)
     if error is None:
         return told
@@ -143,7 +146,7 @@ def portal_await(awaitable: Awaitable[T]) -> T:
             return result
         finally:
             error = None
-        value, error = worker.outer.switch((told, None, getcurrent()))
+        value, error = worker.outer.switch((told, getcurrent()))
 
 
 def _worker() -> _Worker | None:
@@ -157,5 +160,4 @@ def _worker() -> _Worker | None:
     return None
 
 
-_NOTHING: _Out = (None, None, None)
 _LOCAL = _Local()
