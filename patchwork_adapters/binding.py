@@ -6,7 +6,7 @@ import logging
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from patchwork_adapters import codec
 from patchwork_adapters.bridge import Bridge
@@ -46,10 +46,8 @@ class Binding:
         self, method: str, payload: bytes, *, size: int = 1, stream: bool = False, manager: Any = None
     ) -> LeafCall:
         """``manager``: the run manager that the framework gave to the leaf, which knows best where the call comes from."""
-        return LeafCall(
-            component=self.assignment.component, leaf=self.leaf, method=method, payload=payload, stream=stream,
-            site=site_of(self.leaf, manager), size=size, request=REQUEST.get(),
-        )  # fmt: skip
+        site = site_of(self.leaf, manager)
+        return LeafCall(self.assignment.component, self.leaf, method, payload, stream, site, size, REQUEST.get())
 
 
 @dataclass(slots=True)
@@ -82,8 +80,7 @@ class Slot:
         return None
 
 
-@dataclass(frozen=True, slots=True)
-class Bound:
+class Bound(NamedTuple):
     """A swapped leaf during one call, as overrides of the ``engine`` way get it."""
 
     obj: Any  #: the user's object

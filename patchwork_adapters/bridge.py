@@ -16,7 +16,6 @@ Cancelling the waiter cancels the call; :meth:`Bridge.cancel` frees every waiter
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 import itertools
 import threading
 import time
@@ -246,7 +245,7 @@ def with_request(call: LeafCall) -> LeafCall:
     """The call with the request context of the running code, when it has none of its own."""
     if call.request is not None:
         return call
-    return dataclasses.replace(call, request=REQUEST.get())
+    return call._replace(request=REQUEST.get())
 
 
 def install_portal(loop: asyncio.AbstractEventLoop) -> None:

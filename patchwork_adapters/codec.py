@@ -96,11 +96,10 @@ def encode_outcome(outcome: Any, *, allow_pickle: bool = True) -> bytes:
 
 def decode_outcome(data: bytes, *, allow_pickle: bool = True) -> Any:
     """Returns the value or raises the exception, as the class that the user's leaf raised."""
-    kind, body = data[:1], data[1:]
-    if kind == _OUTCOME_VALUE:
-        return decode(body, allow_pickle=allow_pickle)
-    if kind == _OUTCOME_ERROR:
-        raise rebuild_error(decode(body, allow_pickle=allow_pickle), trusted=allow_pickle)
+    if data.startswith(_OUTCOME_VALUE):
+        return decode(data[1:], allow_pickle=allow_pickle)
+    if data.startswith(_OUTCOME_ERROR):
+        raise rebuild_error(decode(data[1:], allow_pickle=allow_pickle), trusted=allow_pickle)
     raise CodecError("these bytes are not an outcome written by this codec")
 
 

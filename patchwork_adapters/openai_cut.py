@@ -17,9 +17,8 @@ import json
 import sys
 import weakref
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
-from dataclasses import dataclass
 from types import ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
 from patchwork_adapters import ollama
 from patchwork_adapters.bridge import Bridge
@@ -29,12 +28,10 @@ from patchwork_adapters.external import ExternalCalls
 from patchwork_adapters.external_http import apass_on, pass_on
 from patchwork_adapters.import_hooks import Undo, when_imported
 from patchwork_adapters.protocol import (
-    HttpRequest,
     Router,
     decode_response,
-    encode_request,
+    encode_post,
     json_object,
-    kept_headers,
     split_url,
     work_items,
 )
@@ -194,23 +191,16 @@ class _Cut:
 
     def _leaf_call(self, component: str, path: str, request: Any, body: bytes, document: dict[str, Any]) -> LeafCall:
         leaf = self.leaves.get(component) or self.leaves.get("") or self.owner.usual_leaf.get(component, "")
-        return LeafCall(
-            component=component,
-            leaf=leaf,
-            method=f"POST {path}",
-            payload=encode_request(HttpRequest("POST", path, kept_headers(request.headers.raw), body)),
-            stream=document.get("stream") is True,
-            site=site_of(leaf or component),
-            size=work_items(path, document),
-            request=REQUEST.get(),
-        )
+        payload = encode_post(path, request.headers.raw, body)
+        site, size = site_of(leaf or component), work_items(path, document)
+        stream = document.get("stream") is True
+        return LeafCall(component, leaf, f"POST {path}", payload, stream, site, size, REQUEST.get())
 
     def own_transport(self, request: Any) -> Any:
         return self.original._transport_for_url(request.url)
 
 
-@dataclass(frozen=True, slots=True)
-class _Asked:
+class _Asked(NamedTuple):
     """A request as the call that it is."""
 
     call: LeafCall

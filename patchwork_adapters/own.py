@@ -81,8 +81,11 @@ def _generator(name: str) -> Callable[..., Any]:
 
 def _async_generator(name: str) -> Callable[..., Any]:
     async def call(leaf: Bound, *args: Any, **kwargs: Any) -> AsyncIterator[Any]:
-        async for chunk in _achunks(leaf, leaf.binding.bridge.astream(_call_of(leaf, name, args, kwargs, stream=True))):
-            yield chunk
+        frames = leaf.binding.bridge.astream(_call_of(leaf, name, args, kwargs, stream=True))
+        async with contextlib.aclosing(frames):  # type: ignore[type-var]
+            async for frame in frames:  # as _achunks, without a step of another generator for each chunk
+                if (chunk := _outcome(leaf, frame)) is not _END:
+                    yield chunk
 
     return call
 

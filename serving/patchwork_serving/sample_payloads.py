@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -97,12 +96,12 @@ def _changed(call: LeafCall, change: Callable[[Body], Body]) -> LeafCall:
     if call.method.startswith("POST "):
         request = decode_request(call.payload)
         body = json.dumps(change(request.json())).encode()
-        return dataclasses.replace(call, payload=encode_request(dataclasses.replace(request, body=body)))
+        return call._replace(payload=encode_request(request._replace(body=body)))
     if call.method in ("chat", "complete"):
         arguments = codec.decode(call.payload)
-        return dataclasses.replace(call, payload=codec.encode({**arguments, "body": change(dict(arguments["body"]))}))
+        return call._replace(payload=codec.encode({**arguments, "body": change(dict(arguments["body"]))}))
     if call.method == "embed":
-        return dataclasses.replace(call, payload=codec.encode(change(dict(codec.decode(call.payload)))))
+        return call._replace(payload=codec.encode(change(dict(codec.decode(call.payload)))))
     return call
 
 

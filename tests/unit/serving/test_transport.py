@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import dataclasses
 import time
 from collections.abc import AsyncIterator, Callable
 from typing import Any
@@ -180,12 +179,12 @@ async def test_a_replica_is_told_the_call_site_that_the_call_counts_for() -> Non
     handle = Handle(ok())
     transport = RayTransport(lambda _: handle)
     for n in range(MAX_SITES + 1):
-        await transport.call(dataclasses.replace(call(), site=f"site{n}"))
+        await transport.call(call()._replace(site=f"site{n}"))
     assert (handle.frames[0].site, handle.frames[-1].site) == ("site0", "llm")
 
 
 def of(run_id: str, *, stream: bool = False) -> LeafCall:
-    return dataclasses.replace(call(stream=stream), request=RequestContext("r", run_id))
+    return call(stream=stream)._replace(request=RequestContext("r", run_id))
 
 
 async def test_calls_of_one_request_wait_for_its_places_and_those_of_others_do_not() -> None:
@@ -201,7 +200,7 @@ async def test_calls_of_one_request_wait_for_its_places_and_those_of_others_do_n
     transport = RayTransport(lambda _: Handle(answers), per_request=places)
 
     def begin(run_id: str, number: int) -> asyncio.Task[bytes]:
-        made_by = dataclasses.replace(of(run_id), payload=f"{run_id} {number}".encode())
+        made_by = of(run_id)._replace(payload=f"{run_id} {number}".encode())
         return asyncio.create_task(transport.call(made_by))
 
     tasks = [begin("one", n) for n in range(4)] + [begin("two", 0)]
@@ -226,7 +225,7 @@ async def test_a_stream_that_is_being_read_takes_no_place() -> None:
     transport = RayTransport({"llm": streams, "other": Handle(ok())}.__getitem__, per_request=CallsPerRequest(1))
     async with contextlib.aclosing(transport.stream(of("one", stream=True))) as frames:  # type: ignore[type-var]
         assert await anext(frames) == b"piece"
-        assert await transport.call(dataclasses.replace(of("one"), component="other")) == b"answer"
+        assert await transport.call(of("one")._replace(component="other")) == b"answer"
 
 
 async def test_the_router_forgets_calls_however_they_end() -> None:
