@@ -6,7 +6,8 @@ The engine is emulated (a 3B model's time on an H100, times ``--slower``): what 
 
 ``engine``   the engine's own ``generate``, called in this process, with nothing around it
 ``server``   the engine behind ``patchwork models serve`` and the openai client: as people use an engine without us
-``deployed`` ``patchwork deploy`` of a prompt and a model, ``POST /stream``: proxy, gateway, the user's chain, hop, queue, engine
+``deployed`` ``patchwork deploy`` of a prompt and a model, ``POST /stream``: proxy, gateway, the user's chain, hop, queue, engine; with one
+             ingress replica, or each number of them that ``--ingress`` asks for
 
 Each of N clients asks one question after the other, so that N are always inside; answers have the same length everywhere. A side's tokens
 per second count from the first question to the last token, so the start and the end, when the engine is not full, weigh the same for all.
@@ -48,6 +49,7 @@ from patchwork_serving.release import ComponentSpec
 PROFILE, MODEL = "llama-3.2-3b-h100", "answerer"
 QUESTION = "What does the finally clause of a try statement do?"
 TIMEOUT_S = 300.0
+DEPLOYED = "deployed, ingress replicas: {}"
 
 #: one answer: what it yields is the moments at which something of it came; the first one is its first token
 Ask = Callable[[int], AsyncIterator[None]]
@@ -77,13 +79,14 @@ def main() -> None:
     )
     parser.add_argument("--slower", type=float, default=20.0, help="times slower than the H100's profile")
     parser.add_argument("--tokens", type=int, default=64, help="of each answer")
+    parser.add_argument("--ingress", default="1", help="numbers of ingress replicas, one deployment after the other")
     options = parser.parse_args()
     wish = Wish(600, options.tokens, options.slower)
     loads = [(int(n), options.rounds * (5 if int(n) == 1 else 1)) for n in options.clients.split(",")]
     sides = {
         "engine": asyncio.run(measured(engine_alone(wish), loads, wish)),
         "server": served(wish, loads),
-        "deployed": deployed(wish, loads),
+        **{DEPLOYED.format(n): deployed(wish, loads, n) for n in map(int, options.ingress.split(","))},
     }
     document = {
         "engines": f"emulated: {PROFILE}, {options.slower:g} times slower", "tokens": {"in": wish.n_in, "out": wish.n_out},
@@ -100,9 +103,12 @@ def main() -> None:
 
 
 def compared(found: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    ours, engine, server = found["deployed"], found["engine"], found["server"]
+    engine, server = found["engine"], found["server"]
+    return {**found, "compared": {side: over(found[side], engine, server) for side in list(found)[2:]}}
+
+
+def over(ours: dict[str, Any], engine: dict[str, Any], server: dict[str, Any]) -> dict[str, Any]:
     return {
-        **found,
         "throughput_of_engine": round(ours["tokens_per_s"] / engine["tokens_per_s"], 3),
         "throughput_of_server": round(ours["tokens_per_s"] / server["tokens_per_s"], 3),
         "first_token_later_ms": {
@@ -117,10 +123,13 @@ def served(wish: Wish, loads: list[tuple[int, int]]) -> dict[int, dict[str, Any]
         return asyncio.run(measured(openai_stream(models.env["OPENAI_BASE_URL"], wish), loads, wish))
 
 
-def deployed(wish: Wish, loads: list[tuple[int, int]]) -> dict[int, dict[str, Any]]:
+def deployed(wish: Wish, loads: list[tuple[int, int]], ingress: int) -> dict[int, dict[str, Any]]:
     # nobody is refused and order plays no part: as many are inside as the engine is asked to take
     with ours(
-        wish.application, Engines(True, wish.slower), slo_s=TIMEOUT_S, settings={"scheduler": {"admission": "off"}}
+        wish.application,
+        Engines(True, wish.slower),
+        slo_s=TIMEOUT_S,
+        settings={"scheduler": {"admission": "off"}, "ingress_replicas": ingress},
     ) as system:
         return asyncio.run(measured(sse_stream(system.url), loads, wish))
 
