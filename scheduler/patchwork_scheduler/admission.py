@@ -11,22 +11,23 @@ Delays of all requests that end are held against those predicted, and their rati
 delays a request depends on the engines (where prefills ride along with decodes, it is less than the work).
 
 How much delay is allowed: what slows the mean request by a share slows one that takes a rare branch, or writes a long answer, by the same
-share. Nobody knows beforehand which one it will be. So a request may be stretched as far as the one with ``high_work_s`` can bear. Of few
-requests that is the longest, often the first, which found everything cold: it counts only once somebody missed. What is still not known
-is learnt as a margin, for each class by its own promise: it narrows when accepted requests miss more often than is steered to, widens
-slowly when requests that were let in late made it, and recovers where little goes on.
+share. Nobody knows beforehand which one it will be. So a request may be stretched as far as the one with ``high_work_s`` can bear, or one
+nearer to the mean where the class promises less. Of few requests ``high_work_s`` is the longest, often the first, which found everything
+cold: it counts only once somebody missed. What is still not known is learnt as a margin, for each class by its own promise: it narrows
+when accepted requests miss more often than is steered to, widens slowly when requests that were let in late made it, and recovers where
+little goes on.
 
 What is accepted is never dropped for what comes later: nothing here takes an acceptance back.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
+from statistics import NormalDist
 from typing import Literal
 
-from patchwork_scheduler.estimate import ENOUGH, Ahead
+from patchwork_scheduler.estimate import ENOUGH, QUANTILE, Ahead
 from patchwork_scheduler.model import SloClass
 
 #: Once shut, the door opens when the prediction is this much better than what shut it: no flapping at the threshold.
@@ -45,8 +46,8 @@ RATIO_LOW, RATIO_HIGH = 0.2, 5.0
 RATIO_PRIOR, PRIOR_DELAY = 20, 0.5
 #: Where less than this of the allowance was predicted, how much work a request happened to bring says more than how it was delayed.
 RATIO_TELLING = 0.25
-#: The widest margin of a promise that 98 % are in time; of others by the root of the misses that they allow.
-MARGIN_HIGH, MARGIN_HIGH_AT = 1.5, 0.98
+#: The widest margin.
+MARGIN_HIGH = 1.5
 #: Step of the margin when a request misses; for one in time it is as much smaller as the share steered to is low.
 MARGIN_STEP = 0.02
 #: Of the misses that the promise allows, those steered to: the share of a thousand requests scatters by some tenths of a per cent.
@@ -55,6 +56,7 @@ AIM = 0.75
 TELLING = 0.6
 #: Weight of a new admission in the shares of classes.
 SHARE_DECAY = 0.01
+_NORMAL = NormalDist()
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +116,7 @@ class Admission:
         self._shut: set[str] = set()
         self._shares: dict[str, float] = {one.name: 0.0 for one in classes}
         self._margins: dict[str, float] = {one.name: 1.0 for one in classes}
+        self._rareness = {one.name: _rareness(one) for one in classes}
         self._missed = False  # whether any request that was let in ever did
         # decayed means over requests that ended and tell something
         self._compared = 0
@@ -221,7 +224,7 @@ class Admission:
                 self._margins[slo.name] = max(MARGIN_LOW, margin * (1.0 - MARGIN_STEP))
         else:
             step = MARGIN_STEP * AIM * (1.0 - slo.target_share)
-            most = _widest(slo) if accepted.predicted_share > TELLING else max(margin, 1.0)
+            most = MARGIN_HIGH if accepted.predicted_share > TELLING else max(margin, 1.0)
             self._margins[slo.name] = min(most, margin * (1.0 + step))
 
     @property
@@ -260,7 +263,8 @@ class Admission:
     def _allowed_s(self, slo: SloClass, ahead: Ahead, left_s: float) -> float:
         """By how much a request with ``left_s`` to its deadline may be delayed."""
         is_known = self._missed or ahead.samples >= ENOUGH
-        high = max(ahead.high_work_s, ahead.work_s) if is_known else ahead.work_s
+        above = max(ahead.high_work_s - ahead.work_s, 0.0) if is_known else 0.0
+        high = ahead.work_s + above * self._rareness.get(slo.name, 1.0)
         stretch = (left_s / high - 1.0) * ahead.work_s if high > 0.0 else left_s
         least = UNKEEPABLE * (left_s - ahead.work_s)
         return max(stretch * self._margins.get(slo.name, 1.0), least) * self._class_part(slo)
@@ -272,5 +276,10 @@ class Admission:
         return max(1.0 - PRIORITY_STEP * (self._top - slo.priority), 0.1)
 
 
-def _widest(slo: SloClass) -> float:
-    return max(1.0, MARGIN_HIGH * math.sqrt((1.0 - slo.target_share) / (1.0 - MARGIN_HIGH_AT)))
+def _rareness(slo: SloClass) -> float:
+    """How far on the way from the mean request to the one with ``high_work_s`` the one is that must still be in time: 1 at 98 %, 0 at 50.
+
+    As in a normal distribution.
+    """
+    share = min(max(slo.target_share, 0.5), QUANTILE)
+    return _NORMAL.inv_cdf(share) / _NORMAL.inv_cdf(QUANTILE)

@@ -146,6 +146,18 @@ def test_a_class_that_promises_less_is_let_in_further_and_by_its_own_misses() ->
     assert isinstance(admission.decide(never, ahead(), 0.0, 2.0), Refuse)
 
 
+def test_what_a_class_promises_less_it_gains_from_the_first_request_on_where_requests_differ() -> None:
+    strict, easy = SloClass("strict", 2.0), SloClass("easy", 2.0, target_share=0.8)
+    differing, alike = Ahead(0.5, 0.9, 0.5, {"llm": 0.5}), Ahead(0.5, 0.5, 0.5, {"llm": 0.5})
+    admission = door(strict, easy)
+    fill(admission, 2, strict)
+    # one in fifty takes 1.8 times the mean: it may be stretched to 2.2 times itself, one in five to 3
+    assert isinstance(admission.decide(strict, differing, 0.0, 2.0), Refuse)
+    assert isinstance(admission.decide(easy, differing, 0.0, 2.0), Admit)
+    fill(admission, 2, easy)
+    assert isinstance(admission.decide(easy, alike, 0.0, 2.0), Refuse)
+
+
 def test_a_miss_that_was_not_the_doors_leaves_the_margin_and_low_load_lets_it_recover() -> None:
     admission = door()
     admission.accepted("stalled", FAST, ahead(), 2.0, 0.0, 0.5)
