@@ -22,7 +22,7 @@ test: setup
 	$(BIN)/python -m pytest $(WITHOUT_GPU) -n 2 tests/unit tests/conformance
 	$(BIN)/python -m pytest $(WITHOUT_GPU) tests/contracts tests/integration tests/acceptance
 
-# The examples deployed against plain, 30 questions each (`make test` asks 6).
+# The examples deployed against plain, 30 questions each (`make test` asks 5).
 parity: setup
 	PARITY_QUESTIONS=30 $(BIN)/python -m pytest tests/acceptance/test_parity.py -s
 

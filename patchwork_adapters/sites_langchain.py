@@ -320,9 +320,8 @@ def _async_generator(original: Any) -> Any:
                 finally:
                     _GIVEN.reset(token)
                 yield chunk
-                if (
-                    place_of(self) == ""
-                ):  # a leaf: its call was made in the first step, and there is one of these for each token
+                # a leaf: its call was made in the first step, and there is one of these for each token
+                if place_of(self) == "":
                     break
             async for chunk in chunks:
                 yield chunk

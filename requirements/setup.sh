@@ -14,6 +14,8 @@ if command -v uv >/dev/null 2>&1; then
   UV_LINK_MODE=copy uv pip install -q --no-deps -p "$venv/bin/python" -e .
 else
   [ -x "$venv/bin/python" ] || "$python" -m venv "$venv"
-  "$venv/bin/python" -m pip install -q --disable-pip-version-check --only-binary :all: --require-hashes -r requirements/lock.txt
+  # not compiled ahead, as with uv: most of what is installed is never imported
+  "$venv/bin/python" -m pip install -q --no-compile --disable-pip-version-check --only-binary :all: --require-hashes \
+    -r requirements/lock.txt
   "$venv/bin/python" -m pip install -q --disable-pip-version-check --no-deps -e .
 fi

@@ -30,8 +30,10 @@ from patchwork_serving.serve_control import SERVE_ENV
 from patchwork_serving.state import OwnProcess
 
 START_TIMEOUT_S = 60.0
-#: The applications are gone by then: what Ray's own processes would still tidy up lies in a folder that is removed.
-STOP_TIMEOUT_S = 3.0
+#: How long Ray's processes may end by themselves. The applications are gone by then: what they would still tidy up lies in a folder
+#: that is removed.
+GRACE_S = 1.0
+KILLED_S = 3.0  #: how long those that were killed are waited for
 #: Payloads are small; Ray's default takes 30 % of the machine's memory for them.
 OBJECT_STORE_BYTES = 256 * 1024 * 1024
 
@@ -172,11 +174,11 @@ def _end(process: OwnProcess) -> None:
     except psutil.Error:
         tree = []
     process.send(signal.SIGTERM)
-    process.wait(STOP_TIMEOUT_S)
+    process.wait(GRACE_S)
     for survivor in [*tree, *_self(process)]:
         with contextlib.suppress(psutil.Error):
             survivor.kill()
-    psutil.wait_procs(tree, timeout=STOP_TIMEOUT_S)
+    psutil.wait_procs(tree, timeout=KILLED_S)
 
 
 def _self(process: OwnProcess) -> list[psutil.Process]:

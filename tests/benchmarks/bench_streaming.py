@@ -6,6 +6,7 @@ The engine is emulated (a 3B model's time on an H100, times ``--slower``): what 
 
 ``engine``   the engine's own ``generate``, called in this process, with nothing around it
 ``server``   the engine behind ``patchwork models serve`` and the openai client: as people use an engine without us
+``whole``    the same chain in LangServe, one process, its model behind that server
 ``deployed`` ``patchwork deploy`` of a prompt and a model, ``POST /stream``: proxy, gateway, the user's chain, hop, queue, engine; with one
              ingress replica, or each number of them that ``--ingress`` asks for
 
@@ -34,7 +35,7 @@ import httpx
 import orjson
 import psutil
 from baselines.applications import Application
-from baselines.systems import Engines, model_server, ours
+from baselines.systems import Engines, model_server, ours, whole
 from openai import AsyncOpenAI
 
 from patchwork_adapters.protocol import HttpRequest, encode_request
@@ -86,6 +87,7 @@ def main() -> None:
     sides = {
         "engine": asyncio.run(measured(engine_alone(wish), loads, wish)),
         "server": served(wish, loads),
+        "whole": chain_whole(wish, loads),
         **{DEPLOYED.format(n): deployed(wish, loads, n) for n in map(int, options.ingress.split(","))},
     }
     document = {
@@ -103,14 +105,15 @@ def main() -> None:
 
 
 def compared(found: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    engine, server = found["engine"], found["server"]
-    return {**found, "compared": {side: over(found[side], engine, server) for side in list(found)[2:]}}
+    engine, server, chain = (found[side] for side in ("engine", "server", "whole"))
+    return {**found, "compared": {side: over(found[side], engine, server, chain) for side in list(found)[3:]}}
 
 
-def over(ours: dict[str, Any], engine: dict[str, Any], server: dict[str, Any]) -> dict[str, Any]:
+def over(ours: dict[str, Any], engine: dict[str, Any], server: dict[str, Any], chain: dict[str, Any]) -> dict[str, Any]:
     return {
         "throughput_of_engine": round(ours["tokens_per_s"] / engine["tokens_per_s"], 3),
         "throughput_of_server": round(ours["tokens_per_s"] / server["tokens_per_s"], 3),
+        "throughput_of_whole": round(ours["tokens_per_s"] / chain["tokens_per_s"], 3),
         "first_token_later_ms": {
             "than_engine": round(1000 * (ours["first_token_s"]["p50"] - engine["first_token_s"]["p50"]), 1),
             "than_server": round(1000 * (ours["first_token_s"]["p50"] - server["first_token_s"]["p50"]), 1),
@@ -121,6 +124,11 @@ def over(ours: dict[str, Any], engine: dict[str, Any], server: dict[str, Any]) -
 def served(wish: Wish, loads: list[tuple[int, int]]) -> dict[int, dict[str, Any]]:
     with model_server(wish.application, Engines(True, wish.slower)) as models:
         return asyncio.run(measured(openai_stream(models.env["OPENAI_BASE_URL"], wish), loads, wish))
+
+
+def chain_whole(wish: Wish, loads: list[tuple[int, int]]) -> dict[int, dict[str, Any]]:
+    with whole(wish.application, Engines(True, wish.slower), workers=1) as system:
+        return asyncio.run(measured(sse_stream(system.url), loads, wish))
 
 
 def deployed(wish: Wish, loads: list[tuple[int, int]], ingress: int) -> dict[int, dict[str, Any]]:

@@ -20,11 +20,9 @@ from patchwork_serving.store.embedded import EmbeddedPostgres
 
 ROOT = Path(__file__).parents[2]
 EXAMPLES = ROOT / "examples"
-QUESTIONS: list[str] = [
-    json.loads(line)["question"]
-    for line in (EXAMPLES / "questions.jsonl").read_text(encoding="utf-8").splitlines()
-    if line
-]
+_ASKED = [json.loads(line) for line in (EXAMPLES / "questions.jsonl").read_text(encoding="utf-8").splitlines() if line]
+QUESTIONS: list[str] = [asked["question"] for asked in _ASKED]
+TOPICS: list[str] = [asked["topic"] for asked in _ASKED]  #: what each question is about
 
 
 @dataclass(frozen=True)

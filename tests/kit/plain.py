@@ -1,6 +1,6 @@
 """Runs an example as it is, without Patchwork, and prints what it answers: ``python -m kit.plain FILE < questions``.
 
-One JSON line per question: the answer, and the ids and scores of the passages that it was made from.
+One JSON line per question: the answer, and the ids, scores and topics of the passages that it was made from.
 """
 
 from __future__ import annotations
@@ -21,13 +21,15 @@ def main() -> None:
             answer = asked(module.query_engine, question)
         else:
             found = module.store.similarity_search_with_score(question, k=3)
-            answer = {"answer": module.chain.invoke(question), "sources": [[d.id, score] for d, score in found]}
+            sources = [[d.id, score, d.metadata["topic"]] for d, score in found]
+            answer = {"answer": module.chain.invoke(question), "sources": sources}
         print(json.dumps(answer), flush=True)
 
 
 def asked(engine: Any, question: str) -> dict[str, Any]:
     response = engine.query(question)
-    return {"answer": str(response), "sources": [[n.node.node_id, n.score] for n in response.source_nodes]}
+    sources = [[n.node.node_id, n.score, n.node.metadata["topic"]] for n in response.source_nodes]
+    return {"answer": str(response), "sources": sources}
 
 
 if __name__ == "__main__":
