@@ -8,7 +8,8 @@ allowed; the cost model says how many prefill tokens fit into it beside the sequ
 more do not count, nor do those without a deadline. Near its end a call has few tokens to go: it either bears much or is
 the one that keeps new prefills out, for few steps.
 
-Work conservation: while nothing is inside that a new call could harm, the head of the queue is let in, whatever its size.
+Work conservation: while nothing is inside that a new call could harm, the head of the queue is let in, whatever its size. An engine that
+consists of several, each on cores of its own, has one prompt for each of them where any may prefill at all.
 """
 
 from __future__ import annotations
@@ -41,8 +42,8 @@ class WorkBound:
 
     ``max_sequences``: what the engine is configured for. ``slowdown`` (learnt by :meth:`stepped`): measured over predicted step time.
     ``lead_s``: how long before the prefills inside are predicted to be done the next may follow, so that a host which hears of their end
-    a little later leaves the engine no gap. ``min_prefill_tokens``: the smallest allowance, where anything may be prefilled at all:
-    smaller steps serve nobody.
+    a little later leaves the engine no gap. ``shards``: engines inside, which prefill side by side. ``min_prefill_tokens``: the smallest
+    allowance, where anything may be prefilled at all: smaller steps serve nobody.
     """
 
     def __init__(
@@ -53,6 +54,7 @@ class WorkBound:
         max_prefill_tokens: int = 8192,
         min_prefill_tokens: int = 256,
         lead_s: float = 0.0,
+        shards: int = 1,
         progress: Callable[[str], int] | None = None,
     ) -> None:
         if max_sequences < 1:
@@ -64,6 +66,7 @@ class WorkBound:
         self._max_prefill = max_prefill_tokens
         self._min_prefill = min_prefill_tokens
         self._lead_s = lead_s
+        self._shards = shards
         self._prefilled_at = -math.inf  # when the prefills inside are predicted to be done
         self._progress = progress
         self._running: dict[str, _Running] = {}
@@ -90,8 +93,10 @@ class WorkBound:
         allowed = self.allowance(now, call)
         if self._prefill_tokens + call.prompt_tokens <= allowed:
             return True
+        if allowed > 0.0 and len(self._prefilling) < self._shards:
+            return True
         # What is inside fills the step under way; the call waits for the next one. (Alone, a prompt may be longer than allowed.)
-        within = len(self._prefilling) == 1 or self._prefill_tokens <= allowed
+        within = len(self._prefilling) <= self._shards or self._prefill_tokens <= allowed
         return allowed > 0.0 and self._lead_s > 0.0 and within and self._prefilled_at - now <= self._lead_s + 1e-9
 
     def allowance(self, now: float, call: Call | None = None) -> float:

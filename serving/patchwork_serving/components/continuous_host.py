@@ -19,7 +19,7 @@ from patchwork_scheduler.policies import Policy
 from patchwork_scheduler.queue import CallQueue
 from patchwork_scheduler.workbound import WorkBound
 from patchwork_serving.components.coalesce import coalesce
-from patchwork_serving.components.engine import ContinuousEngine, PriorityEngine, TokenEngine
+from patchwork_serving.components.engine import ContinuousEngine, PriorityEngine, ShardedEngine, TokenEngine
 from patchwork_serving.components.host import ComponentHost, Estimate, Waiting, error_frame
 from patchwork_serving.components.tokens import token_limit
 from patchwork_serving.deadlines import until_deadline
@@ -267,6 +267,7 @@ class ContinuousHost(ComponentHost):
             return
         self._bound = WorkBound(
             cost, max_sequences=self._limit, max_prefill_tokens=self._step_tokens, lead_s=LEAD_STEPS * cost.shortest_step_s + cost.call_s,
+            shards=self.engine.shards if isinstance(self.engine, ShardedEngine) else 1,
             progress=lambda call_id: self._inside[call_id].tokens,
         )  # fmt: skip
         for inside in self._inside.values():

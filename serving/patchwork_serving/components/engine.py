@@ -91,6 +91,13 @@ class TokenEngine(ContinuousEngine, Protocol):
 
 
 @runtime_checkable
+class ShardedEngine(TokenEngine, Protocol):
+    """Several engines on cores of their own, which prefill side by side."""
+
+    shards: int
+
+
+@runtime_checkable
 class PriorityEngine(ContinuousEngine, Protocol):
     """Has a queue of its own, which must go by ``EngineCall.priority``: the host checks it at start."""
 

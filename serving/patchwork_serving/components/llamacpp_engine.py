@@ -101,7 +101,8 @@ class LlamaCppEngine:
         self._name = name
         self._options = (options or LlamaCppOptions()).resolved(cores or available_cores())
         self.slots = self._options.slots
-        self.step_tokens = self._options.n_batch * (self._options.shards or 1)
+        self.shards = self._options.shards or 1
+        self.step_tokens = self._options.n_batch * self.shards
         self._shards: list[_Shard] = []
         self._affinity = PromptAffinity()
         self._closed = False

@@ -48,6 +48,22 @@ def test_a_call_with_time_to_spare_bears_prefills_up_to_the_step_it_needs() -> N
     assert engine.has_room(call("c"), now=0.0)
 
 
+def test_each_engine_inside_has_a_prompt_of_its_own_where_any_may_prefill() -> None:
+    def after_one_prompt(shards: int, deadline: float) -> tuple[bool, bool]:
+        """Whether a second prompt has room, and a third beside it."""
+        engine = bound(shards=shards)
+        engine.started(call("running", deadline=deadline, output=100), now=0.0)
+        engine.first_token("running")
+        engine.started(call("a"), now=0.0)
+        second = engine.has_room(call("b"), now=0.0)
+        engine.started(call("b"), now=0.0)
+        return second, engine.has_room(call("c"), now=0.0)
+
+    assert after_one_prompt(1, deadline=1.1) == (False, False)  # 11 ms a step: 986 tokens, and a prompt has 600
+    assert after_one_prompt(2, deadline=1.1) == (True, False)
+    assert after_one_prompt(2, deadline=0.42) == (False, False)  # it bears none
+
+
 def test_near_its_end_a_call_bears_more_again() -> None:
     engine = bound()
     engine.started(call("one", deadline=1.0, output=100), now=0.0)
