@@ -35,8 +35,14 @@ def frame(n: int, output: int, **fields: Any) -> CallFrame:
     return CallFrame(f"c{n}", "r", "l", "POST /v1/chat/completions", payload, site=f"site-{output}", **fields)
 
 
-async def begun(loop: VirtualLoop, **fields: Any) -> ContinuousHost:
-    engine = EmulatedLlm(COST, Wish(n_out=max(OUTPUTS)), name="m", profile="p", clock=loop.time)
+class TwoEngines(EmulatedLlm):
+    """As llama.cpp on two cores."""
+
+    shards = 2
+
+
+async def begun(loop: VirtualLoop, kind: type[EmulatedLlm] = EmulatedLlm, **fields: Any) -> ContinuousHost:
+    engine = kind(COST, Wish(n_out=max(OUTPUTS)), name="m", profile="p", clock=loop.time)
     spec = ComponentSpec(id="c", kind="llm", way="protocol", engine="emulated", **fields)
     host = host_of(spec, engine, replica="r", clock=loop.time)
     assert isinstance(host, ContinuousHost)
@@ -77,6 +83,23 @@ def test_bounding_what_runs_costs_nothing_below_capacity_and_keeps_many_in_time_
     first_come = attained(1.4, policy="fifo")
     assert attained(1.4, **profiled) >= first_come + 0.15
     assert attained(1.4) >= first_come + 0.05  # has to learn the cost first
+
+
+def test_an_engine_of_several_prefills_on_each_of_them_while_deadlines_are_near() -> None:
+    async def inside(loop: VirtualLoop, kind: type[EmulatedLlm]) -> int:
+        """How many calls are, of one that runs and bears one prompt and three that came since."""
+        host = await begun(loop, kind, cost=dataclasses.asdict(COST))
+        tasks = [asyncio.create_task(host.call(frame(0, 128, remaining_s=60.0, due_s=2.0)))]
+        await asyncio.sleep(0.1)
+        tasks += [asyncio.create_task(host.call(frame(n, 16, remaining_s=60.0))) for n in (1, 2, 3)]
+        await asyncio.sleep(0.001)
+        found = host.load().running
+        await asyncio.gather(*tasks)
+        await host.close()
+        return found
+
+    assert run_virtually(lambda loop: inside(loop, EmulatedLlm)) == 2
+    assert run_virtually(lambda loop: inside(loop, TwoEngines)) == 3
 
 
 def test_calls_that_stream_report_what_they_really_had_and_how_busy_the_replica_is() -> None:
