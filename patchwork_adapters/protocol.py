@@ -79,17 +79,23 @@ def decode_response(data: bytes) -> HttpResponse:
 
 def json_object(body: bytes) -> dict[str, Any]:
     """The body as a JSON object; empty when it is something else."""
-    try:  # as clients write it, in half the time: UTF-8, and nothing around it
+    document = _document(body)
+    return document if isinstance(document, dict) else {}
+
+
+def _document(body: bytes) -> Any:
+    """The body as JSON, None when it is none: in half the time where it is as clients write it, UTF-8 with nothing around it."""
+    try:
         text = body.decode()
         document, end = _read_json(text)
+        if end == len(text):
+            return document
     except ValueError:
-        text, end = "", -1
-    if end != len(text):
-        try:
-            document = json.loads(body)
-        except ValueError:
-            return {}
-    return document if isinstance(document, dict) else {}
+        pass
+    try:
+        return json.loads(body)
+    except ValueError:
+        return None
 
 
 def split_url(url_path: str) -> tuple[str, str] | None:

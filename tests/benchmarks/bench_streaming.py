@@ -50,7 +50,7 @@ from patchwork_serving.release import ComponentSpec
 PROFILE, MODEL = "llama-3.2-3b-h100", "answerer"
 QUESTION = "What does the finally clause of a try statement do?"
 TIMEOUT_S = 300.0
-DEPLOYED = "deployed, ingress replicas: {}"
+DEPLOYED = "deployed, ingress replicas"
 
 #: one answer: what it yields is the moments at which something of it came; the first one is its first token
 Ask = Callable[[int], AsyncIterator[None]]
@@ -88,7 +88,7 @@ def main() -> None:
         "engine": asyncio.run(measured(engine_alone(wish), loads, wish)),
         "server": served(wish, loads),
         "whole": chain_whole(wish, loads),
-        **{DEPLOYED.format(n): deployed(wish, loads, n) for n in map(int, options.ingress.split(","))},
+        **{f"{DEPLOYED}: {n}": deployed(wish, loads, n) for n in map(int, options.ingress.split(","))},
     }
     document = {
         "engines": f"emulated: {PROFILE}, {options.slower:g} times slower", "tokens": {"in": wish.n_in, "out": wish.n_out},
@@ -106,7 +106,10 @@ def main() -> None:
 
 def compared(found: dict[str, dict[str, Any]]) -> dict[str, Any]:
     engine, server, chain = (found[side] for side in ("engine", "server", "whole"))
-    return {**found, "compared": {side: over(found[side], engine, server, chain) for side in list(found)[3:]}}
+    return {
+        **found,
+        "compared": {side: over(found[side], engine, server, chain) for side in found if side.startswith(DEPLOYED)},
+    }
 
 
 def over(ours: dict[str, Any], engine: dict[str, Any], server: dict[str, Any], chain: dict[str, Any]) -> dict[str, Any]:

@@ -37,19 +37,8 @@ def test_a_profile_becomes_a_plan_a_deployment_and_an_answer(home: Home) -> None
     config, profile = str(home.path / "patchwork.yaml"), home.path / "profile.json"
     inputs = str(home.path / "inputs.jsonl")
     measured = home.run(
-        "profile",
-        TARGET,
-        "--inputs",
-        inputs,
-        "-o",
-        str(profile),
-        "--config",
-        config,
-        "--max-batch",
-        "2",
-        "--budget",
-        "8s",
-    )
+        "profile", TARGET, "--inputs", inputs, "-o", str(profile), "--config", config, "--max-batch", "2", "--budget", "8s",
+    )  # fmt: skip
     assert measured.returncode == 0, measured.stderr
     assert home.left() == []  # what was started to be measured
     assert {c.id for c in Profile.load(profile).components} == {"llm", "retriever"}
