@@ -16,11 +16,13 @@ $(STAMP): pyproject.toml $(LOCK) requirements/setup.sh
 demo: setup
 	$(BIN)/python -m patchwork_serving.demo
 
-# Unit tests side by side; what starts servers, or times what it does, one after the other.
-WITHOUT_GPU := -m "not gpu and not hf and not vllm and not benchmark"
+# Side by side where nothing is timed and no cluster is started; the tests of real clusters one after the other.
+WITHOUT_GPU := not gpu and not hf and not vllm and not benchmark
+SERVERS     := tests/contracts tests/integration tests/acceptance
 test: setup
-	$(BIN)/python -m pytest $(WITHOUT_GPU) -n 2 tests/unit tests/conformance
-	$(BIN)/python -m pytest $(WITHOUT_GPU) tests/contracts tests/integration tests/acceptance
+	$(BIN)/python -m pytest -m "$(WITHOUT_GPU)" -n 2 tests/unit tests/conformance
+	$(BIN)/python -m pytest -m "$(WITHOUT_GPU) and not alone and not ray" -n 2 --dist loadfile $(SERVERS)
+	$(BIN)/python -m pytest -m "$(WITHOUT_GPU) and (alone or ray)" $(SERVERS)
 
 # The examples deployed against plain, 30 questions each (`make test` asks 5).
 parity: setup

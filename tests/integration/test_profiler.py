@@ -31,6 +31,8 @@ from patchwork_serving.replica import build
 from patchwork_serving.serve_control import Cluster
 from patchwork_serving.wire import CallFrame, ReplyFrame
 
+pytestmark = pytest.mark.alone
+
 CHAINS = Path(__file__).parents[1] / "benchmarks" / "chains"
 CONFIG = """
 models:

@@ -17,7 +17,7 @@ from patchwork_adapters.protocol import HttpRequest, encode_request
 from patchwork_serving.components.engine import EngineCall
 from patchwork_serving.components.llamacpp_engine import LlamaCppEngine, LlamaCppOptions
 
-pytestmark = [pytest.mark.models, pytest.mark.asyncio(loop_scope="function")]
+pytestmark = [pytest.mark.models, pytest.mark.alone, pytest.mark.asyncio(loop_scope="function")]
 
 MIB = 1 << 20
 #: The allocator keeps some of what is freed; the smallest thing that could be left behind (a model: 138 MiB) is far above it.
