@@ -19,7 +19,7 @@ from patchwork_scheduler.model import State
 DECAY = 0.02
 #: What a seed counts for: a part of one observation, as it was made elsewhere, with nobody else there.
 SEED_WEIGHT = 0.2
-#: What ``high_work_s`` is a quantile of: the share that SLO classes promise by default, so that the tail is known as far as it is promised.
+#: What ``high_work_s`` is a quantile of: as much as an SLO class can well promise, so that the tail is known as far as it is promised.
 QUANTILE = 0.98
 #: With fewer requests than this, none lies above it: the quantile is the longest of them.
 ENOUGH = round(1 / (1 - QUANTILE))

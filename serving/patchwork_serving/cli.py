@@ -200,8 +200,9 @@ def simulate(
     ] = None,
     seed: Annotated[int, typer.Option("--seed", help="Equal seeds give equal results.")] = 0,
     target_share: Annotated[
-        float, typer.Option("--target-share", min=0, max=1, help="Of the requests let in, to be in time.")
-    ] = 0.98,
+        float | None,
+        typer.Option("--target-share", min=0, max=1, help="Of the requests let in, to be in time; default: 0.9."),
+    ] = None,
     step_tokens: Annotated[
         int | None, typer.Option("--step-tokens", min=1, help="Most tokens of one step of LLM engines; default: 8192.")
     ] = None,

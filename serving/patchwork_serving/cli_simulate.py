@@ -12,7 +12,7 @@ from typing import Any
 from patchwork_scheduler.cost import TokenCost
 from patchwork_scheduler.errors import InvalidWorkload
 from patchwork_scheduler.from_profile import Simulated, simulated
-from patchwork_scheduler.model import SloClass
+from patchwork_scheduler.model import TARGET_SHARE, SloClass
 from patchwork_scheduler.plan_model import Plan
 from patchwork_scheduler.profile_model import Profile
 from patchwork_scheduler.results import Results
@@ -44,7 +44,7 @@ class Wish:
     slo: str | None = None
     requests: int | None = None
     seed: int = 0
-    target_share: float = 0.98  #: of the requests let in
+    target_share: float | None = None  #: of the requests let in
     step_tokens: int | None = None
 
 
@@ -64,7 +64,8 @@ def run(wish: Wish, *, as_json: bool) -> None:
     plan, profile = Plan.load(wish.plan), Profile.load(wish.profile)
     system = _stepping(simulated(plan, profile), wish.step_tokens)
     arrivals = Arrivals(tuple(read_arrivals(wish)))
-    slo = replace(_slo(wish, plan, system), target_share=wish.target_share)
+    share = TARGET_SHARE if wish.target_share is None else wish.target_share
+    slo = replace(_slo(wish, plan, system), target_share=share)
     alone = unloaded(system.workload, system.plan, system.costs, slo, seed=wish.seed)
     found: dict[str, Results] = {}
     for name, setup in setups.items():
@@ -88,7 +89,7 @@ def document(wish: Wish, plan: Plan, arrivals: Arrivals, alone: Results, found: 
         "requests": len(arrivals.times),
         "offered_per_s": arrivals.rate,
         "slo_s": alone.slo.deadline_s,
-        "target_share": wish.target_share,
+        "target_share": alone.slo.target_share,
         "step_tokens": wish.step_tokens,
         "seed": wish.seed,
         "unloaded": {"mean_s": alone.mean_s, "missed_share": alone.missed_share},

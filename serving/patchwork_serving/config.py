@@ -25,6 +25,7 @@ from pydantic import (
     model_validator,
 )
 
+from patchwork_scheduler.model import TARGET_SHARE
 from patchwork_scheduler.policies import DEFAULT_POLICY, policy_names
 from patchwork_serving.errors import ConfigError
 
@@ -157,7 +158,7 @@ class SloConfig(_Strict):
 
     deadline: Seconds = Field(description="from the door to the whole answer, for example 2s")
     first_token: Seconds | None = Field(None, description="from the door to the first chunk of a stream")
-    target_share: float = Field(0.98, ge=0, le=1, description="of the requests let in, to be in time")
+    target_share: float = Field(TARGET_SHARE, ge=0, le=1, description="of the requests let in, to be in time")
     priority: int = Field(0, description="higher is let in longer under load")
     share: float = Field(0.0, ge=0, le=1, description="of what is let in, kept for this class whatever its priority")
     default: bool = Field(False, description="the class of requests that name none")

@@ -62,7 +62,7 @@ def one_engine(
 ) -> Results:  # fmt: skip
     loops = iter(offered)
     return simulate(
-        MEASURED, {"llm": planned}, {"llm": cost}, [at for at, _ in offered], SloClass("slo", slo_s), setup=setup,
+        MEASURED, {"llm": planned}, {"llm": cost}, [at for at, _ in offered], SloClass("slo", slo_s, target_share=0.98), setup=setup,
         paths=lambda _: measured_path(next(loops)[1]), door=door,
     )  # fmt: skip
 

@@ -12,7 +12,7 @@ from patchwork_scheduler.admission import Admission, Admit, Hold, Mode, Refuse
 from patchwork_scheduler.estimate import ENOUGH, Ahead
 from patchwork_scheduler.model import SloClass
 
-FAST = SloClass("fast", 2.0)
+FAST = SloClass("fast", 2.0, target_share=0.98)
 
 
 def ahead(work: float = 0.5, llm: float = 0.5) -> Ahead:
@@ -130,7 +130,7 @@ def test_the_margin_is_steered_to_fewer_misses_than_are_promised() -> None:
 
 def test_a_class_that_promises_less_is_let_in_further_and_by_its_own_misses() -> None:
     strict, easy, never = (
-        SloClass("strict", 2.0),
+        SloClass("strict", 2.0, target_share=0.98),
         SloClass("easy", 2.0, target_share=0.7),
         SloClass("never", 2.0, target_share=1.0),
     )
@@ -147,7 +147,7 @@ def test_a_class_that_promises_less_is_let_in_further_and_by_its_own_misses() ->
 
 
 def test_what_a_class_promises_less_it_gains_from_the_first_request_on_where_requests_differ() -> None:
-    strict, easy = SloClass("strict", 2.0), SloClass("easy", 2.0, target_share=0.8)
+    strict, easy = SloClass("strict", 2.0, target_share=0.98), SloClass("easy", 2.0, target_share=0.8)
     differing, alike = Ahead(0.5, 0.9, 0.5, {"llm": 0.5}), Ahead(0.5, 0.5, 0.5, {"llm": 0.5})
     admission = door(strict, easy)
     fill(admission, 2, strict)

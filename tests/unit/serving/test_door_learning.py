@@ -17,7 +17,7 @@ from patchwork_scheduler.model import SloClass
 from patchwork_serving.scheduling import Scheduling
 from patchwork_serving.wire import Report
 
-ALONE_S, SLOWER, SLO = 1.1, 0.08, SloClass("s", 2.2)
+ALONE_S, SLOWER, SLO = 1.1, 0.08, SloClass("s", 2.2, target_share=0.98)
 BEGINNING, REQUESTS = 60, 400
 
 
