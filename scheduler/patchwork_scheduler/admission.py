@@ -8,7 +8,8 @@ Prediction: a new request takes its own work, and on top the larger of two delay
   u * L seconds of work. The drain alone would miss this: those who come later slow the request down as well.
 
 Delays of all requests that end are held against those predicted, and their ratio corrects later predictions: how much work of others
-delays a request depends on the engines (where prefills ride along with decodes, it is less than the work).
+delays a request depends on the engines (where prefills ride along with decodes, it is less than the work). Requests that came
+before anything was known, or found such requests there, are not held against it: nothing was predicted for what delayed them.
 
 How much delay is allowed: what slows the mean request by a share slows one that takes a rare branch, or writes a long answer, by the same
 share. Nobody knows beforehand which one it will be. So a request may be stretched as far as the one with ``high_work_s`` can bear, or one
@@ -90,6 +91,7 @@ class _Accepted:
     work_s: float  #: expected at the door
     delay_s: float  #: predicted, before the ratio was applied
     predicted_share: float  #: delay predicted, of what was allowed
+    foreseen: bool  #: whether the work of this request and of all who were there was known
     whole: Mapping[str, float]  #: work that the request was expected to bring
     demand: Mapping[str, float] = field(default_factory=dict)  #: of it, still to be done
     at: str = ""  #: the component where it is
@@ -113,6 +115,7 @@ class Admission:
         self._backlog: dict[str, float] = dict.fromkeys(replicas, 0.0)  # still to be done
         self._present: dict[str, float] = dict.fromkeys(replicas, 0.0)  # brought by those who are there now
         self._accepted: dict[str, _Accepted] = {}
+        self._unknown: set[str] = set()  # of those accepted: nobody knew what they bring
         self._shut: set[str] = set()
         self._shares: dict[str, float] = {one.name: 0.0 for one in classes}
         self._margins: dict[str, float] = {one.name: 1.0 for one in classes}
@@ -179,8 +182,10 @@ class Admission:
             raise ValueError(f"request {request_id!r} is accepted already")
         delay = max(predicted_s - ahead.work_s, 0.0)
         share = delay / max(self._allowed_s(slo, ahead, deadline - now), 1e-9)
+        if not ahead.known:
+            self._unknown.add(request_id)
         self._accepted[request_id] = _Accepted(
-            slo, deadline, now, ahead.work_s, delay / self.ratio, share, ahead.demand
+            slo, deadline, now, ahead.work_s, delay / self.ratio, share, not self._unknown, ahead.demand
         )
         self.proceeded(request_id, ahead.demand, at)
         for name in self._shares:
@@ -208,6 +213,7 @@ class Admission:
         """The request ended; unless ``cancelled``, the margin learns whether it was in time. Safe to repeat."""
         self.proceeded(request_id, {})
         accepted = self._accepted.pop(request_id, None)
+        self._unknown.discard(request_id)
         if not self._accepted:
             self._backlog = dict.fromkeys(self._backlog, 0.0)  # rounding must not add up
             self._present = dict.fromkeys(self._present, 0.0)
@@ -216,7 +222,8 @@ class Admission:
         late = now > accepted.deadline
         if late and accepted.deadline - accepted.since < USUAL * accepted.slo.deadline_s:
             return  # its own client's hurry
-        self._compare(accepted, now)
+        if accepted.foreseen:
+            self._compare(accepted, now)
         slo, margin = accepted.slo, self._margins.get(accepted.slo.name, 1.0)
         if late:
             self._missed = True

@@ -128,6 +128,22 @@ def test_the_margin_is_steered_to_fewer_misses_than_are_promised() -> None:
     assert not narrowed(80)
 
 
+def test_a_rush_that_came_before_anything_was_known_says_nothing_of_how_well_delays_are_predicted() -> None:
+    admission = door()
+    unknown = Ahead(0.0, 0.0, 0.0, {})
+    for i in range(10):
+        admission.accepted(f"first{i}", FAST, unknown, 2.0, 0.0, 0.0)
+    # what it brings is known, what those bring whom it finds is not
+    admission.accepted("second", FAST, ahead(), 2.5, 0.5, 0.5)
+    for i in range(10):
+        admission.finished(f"first{i}", 5.0)
+    admission.finished("second", 5.0)
+    assert admission.ratio == 1.0
+    admission.accepted("third", FAST, ahead(), 7.0, 5.0, 0.5)
+    admission.finished("third", 8.0)
+    assert admission.ratio > 1.0
+
+
 def test_a_class_that_promises_less_is_let_in_further_and_by_its_own_misses() -> None:
     strict, easy, never = (
         SloClass("strict", 2.0, target_share=0.98),
