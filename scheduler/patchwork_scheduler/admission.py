@@ -52,7 +52,7 @@ MARGIN_HIGH = 1.5
 #: Step of the margin when a request misses; for one in time it is as much smaller as the share steered to is low.
 MARGIN_STEP = 0.02
 #: Of the misses that the promise allows, those steered to: the share of a thousand requests scatters by some tenths of a per cent.
-AIM = 0.75
+AIM = 0.7
 #: A request that was predicted to be delayed by less than this of its allowance widens the margin no further than to 1.
 TELLING = 0.6
 #: Weight of a new admission in the shares of classes.
