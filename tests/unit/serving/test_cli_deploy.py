@@ -39,17 +39,17 @@ class Deployment:
 def start(options, progress):
     global child
     child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    print("child", child.pid, flush=True)
-    with _progress.step(progress, "ray", "starting Ray"):
-        if mode == "slow":
-            try:
+    try:
+        print("child", child.pid, flush=True)  # the test's signal may come at once
+        with _progress.step(progress, "ray", "starting Ray"):
+            if mode == "slow":
                 time.sleep(60)
-            finally:
-                child.kill(); child.wait()
-        if mode == "broken":
-            child.kill(); child.wait()
-            from patchwork_serving.errors import PortTaken
-            raise PortTaken("port 80 is taken; choose another with --port")
+            if mode == "broken":
+                from patchwork_serving.errors import PortTaken
+                raise PortTaken("port 80 is taken; choose another with --port")
+    except BaseException:
+        child.kill(); child.wait()
+        raise
     store.save(AppState("demo", options.target, Deployment.url, "now", processes=(OwnProcess.of(child.pid, "ray"),)))
     return Deployment()
 
