@@ -25,6 +25,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from statistics import NormalDist
 from typing import Literal
 
@@ -119,7 +120,6 @@ class Admission:
         self._shut: set[str] = set()
         self._shares: dict[str, float] = {one.name: 0.0 for one in classes}
         self._margins: dict[str, float] = {one.name: 1.0 for one in classes}
-        self._rareness = {one.name: _rareness(one) for one in classes}
         self._missed = False  # whether any request that was let in ever did
         # decayed means over requests that ended and tell something
         self._compared = 0
@@ -271,7 +271,7 @@ class Admission:
         """By how much a request with ``left_s`` to its deadline may be delayed."""
         is_known = self._missed or ahead.samples >= ENOUGH
         above = max(ahead.high_work_s - ahead.work_s, 0.0) if is_known else 0.0
-        high = ahead.work_s + above * self._rareness.get(slo.name, 1.0)
+        high = ahead.work_s + above * _rareness(slo.target_share)
         stretch = (left_s / high - 1.0) * ahead.work_s if high > 0.0 else left_s
         least = UNKEEPABLE * (left_s - ahead.work_s)
         return max(stretch * self._margins.get(slo.name, 1.0), least) * self._class_part(slo)
@@ -283,10 +283,11 @@ class Admission:
         return max(1.0 - PRIORITY_STEP * (self._top - slo.priority), 0.1)
 
 
-def _rareness(slo: SloClass) -> float:
+@lru_cache(maxsize=64)
+def _rareness(target_share: float) -> float:
     """How far on the way from the mean request to the one with ``high_work_s`` the one is that must still be in time: 1 at 98 %, 0 at 50.
 
     As in a normal distribution.
     """
-    share = min(max(slo.target_share, 0.5), QUANTILE)
+    share = min(max(target_share, 0.5), QUANTILE)
     return _NORMAL.inv_cdf(share) / _NORMAL.inv_cdf(QUANTILE)

@@ -174,6 +174,18 @@ def test_what_a_class_promises_less_it_gains_from_the_first_request_on_where_req
     assert isinstance(admission.decide(easy, alike, 0.0, 2.0), Refuse)
 
 
+def test_what_is_promised_counts_for_a_class_that_nobody_named_beforehand() -> None:
+    """A chain served with a single deadline has no classes: each request brings the promise."""
+    spread = Ahead(0.5, 1.0, 0.5, {"llm": 0.5})
+    modest = replace(FAST, target_share=0.9)
+    named, unnamed = door(modest), Admission((), {"llm": 1.0})
+    for admission in (named, unnamed):
+        admission.accepted("r0", modest, ahead(llm=0.65), 2.0, 0.0, 0.5)
+    assert isinstance(door(FAST).decide(FAST, spread, 0.0, 2.0, behind_s=0.65), Refuse)
+    assert isinstance(named.decide(modest, spread, 0.0, 2.0), Admit)
+    assert unnamed.decide(modest, spread, 0.0, 2.0) == named.decide(modest, spread, 0.0, 2.0)
+
+
 def test_a_miss_that_was_not_the_doors_leaves_the_margin_and_low_load_lets_it_recover() -> None:
     admission = door()
     admission.accepted("stalled", FAST, ahead(), 2.0, 0.0, 0.5)
