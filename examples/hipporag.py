@@ -48,9 +48,13 @@ nearest_terms = term_index.as_retriever(search_kwargs={"k": 5})
 
 
 def reached(found: list[Document]) -> list[Document]:
-    """Passages by personalised PageRank from the terms found."""
+    """Passages by personalised PageRank from the terms found. A term shares its weight among its passages: with equal weights those of
+    the rarest term would always win."""
     seeds = [len(passages()) + int(document.id.removeprefix("term-")) for document in found if document.id]
-    scores = graph.personalized_pagerank(directed=False, damping=DAMPING, reset_vertices=seeds)[: len(passages())]
+    weights = [0.0] * graph.vcount()
+    for seed in seeds:
+        weights[seed] = float(graph.degree(seed))
+    scores = graph.personalized_pagerank(directed=False, damping=DAMPING, reset=weights)[: len(passages())]
     best = sorted(range(len(scores)), key=lambda n: (-scores[n], n))[:TOP]
     return [Document(id=passages()[n].id, page_content=passages()[n].text) for n in best]
 

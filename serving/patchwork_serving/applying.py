@@ -13,7 +13,7 @@ from patchwork_scheduler.profile_model import Profile
 from patchwork_serving.release import ComponentSpec, Release
 
 #: Engines that batch inside: for them a batch is the number of calls that may be in at once.
-_CONTINUOUS = frozenset({"llamacpp", "vllm", "own"})
+_CONTINUOUS = frozenset({"llamacpp", "openvino", "vllm", "own"})
 #: What an emulated replica asks of Ray: it sleeps.
 _EMULATED_CPUS = 0.01
 

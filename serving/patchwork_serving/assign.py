@@ -40,6 +40,7 @@ _EXTERNAL_CONCURRENCY = 32
 #: What llama.cpp's classes say about their model, in the words of the engines that may run it.
 _WORDS: Mapping[str, Mapping[str, str]] = {
     "llamacpp": {name: name for name in ("n_ctx", "rope_freq_base", "rope_freq_scale")},
+    "openvino": {"n_ctx": "n_ctx"},
     "vllm": {"n_ctx": "max_model_len"},
     "emulated": {},
 }

@@ -42,7 +42,7 @@ from patchwork_serving.import_routing import ImportRouter
 from patchwork_serving.models.fetch import ensure
 from patchwork_serving.models.local import LocalEngines
 from patchwork_serving.models.registry import resolve
-from patchwork_serving.preflight import check_vllm
+from patchwork_serving.preflight import check_openvino, check_vllm
 from patchwork_serving.progress import JsonProgress, ProgressSink, step
 from patchwork_serving.release import ComponentSpec, Release
 
@@ -197,6 +197,8 @@ def _check_engine(spec: ComponentSpec, config: Config, paths: Paths, progress: P
     engine = build_engine(spec, config, paths)
     if here and spec.engine == "vllm":
         check_vllm(spec)
+    if here and spec.engine == "openvino":
+        check_openvino(spec)
     if here and spec.model is not None:
         model = ensure(spec.model, config.models, paths, progress)
         if isinstance(engine, VllmEngine) and model.path is not None:

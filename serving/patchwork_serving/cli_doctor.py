@@ -39,6 +39,7 @@ EXTRAS = {
     "llamaindex": ("llama-index-core", "LlamaIndex query engines"),
     "hf": ("sentence-transformers", "Hugging Face classes on this machine"),
     "gpu": ("vllm", "LLMs on a GPU"),
+    "openvino": ("openvino-genai", "LLMs on a CPU, faster"),
     "bench": ("matplotlib", "plots of `patchwork bench`"),
 }
 

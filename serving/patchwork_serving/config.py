@@ -104,7 +104,9 @@ class ModelConfig(_Strict):
         None,
         description="packaged:NAME, a local file or folder, hf:ORG/NAME on a hub, or the base URL of an OpenAI-compatible server",
     )
-    engine: Literal["llamacpp", "onnx", "vllm", "reranker", "transformers", "external", "emulated"] | None = None
+    engine: (
+        Literal["llamacpp", "onnx", "openvino", "vllm", "reranker", "transformers", "external", "emulated"] | None
+    ) = None
     engine_args: dict[str, Any] = Field(default_factory=dict)
 
     @field_validator("source")

@@ -68,6 +68,14 @@ def check_vllm(spec: ComponentSpec) -> None:
         )
 
 
+def check_openvino(spec: ComponentSpec) -> None:
+    """MissingExtra for a component that cannot run on this machine."""
+    if find_spec("openvino_genai") is None:
+        raise MissingExtra(
+            f"{spec.model} runs on OpenVINO, which is not installed: pip install 'patchwork-rag[openvino]', or choose llamacpp"
+        )
+
+
 def _check_cluster(address: str) -> None:
     """Ray itself asks for half a minute before it says that nobody is there."""
     host, _, port = address.rpartition("://")[2].rpartition(":")

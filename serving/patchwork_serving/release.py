@@ -18,7 +18,9 @@ class ComponentSpec:
     id: str
     kind: Kind
     way: Way
-    engine: str  #: ``llamacpp`` ``onnx`` ``pgvector`` ``own`` ``vllm`` ``reranker`` ``external`` ``emulated``
+    engine: (
+        str  #: ``llamacpp`` ``openvino`` ``onnx`` ``pgvector`` ``own`` ``vllm`` ``reranker`` ``external`` ``emulated``
+    )
     model: str | None = None
     engine_args: Mapping[str, Any] = field(default_factory=dict)
     leaves: tuple[str, ...] = ()

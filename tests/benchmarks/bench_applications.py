@@ -41,7 +41,7 @@ from patchwork_serving.bench.run import SLO_FACTOR
 def main() -> None:
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # what was started is stopped then, too
     options = _options()
-    engines = Engines(options.engines == "emulated", options.slower)
+    engines = Engines(options.engines == "emulated", options.slower, options.chat_engine)
     document = results.continued(options.output, _conditions(engines, options), {"applications": {}})
     for name in options.applications.split(","):
         app = APPLICATIONS[name]
@@ -71,6 +71,9 @@ def _options() -> argparse.Namespace:
     parser.add_argument(
         "--slower", type=float, default=1.0, help="emulated engines: times slower than the H100's profile"
     )
+    parser.add_argument(
+        "--chat-engine", choices=("llamacpp", "openvino"), help="real engines: the LLM's, for every system"
+    )
     parser.add_argument("--applications", default=",".join(COMPARED), help=", ".join(APPLICATIONS))
     parser.add_argument("--systems", default="whole,composed,ours-fifo,ours")
     parser.add_argument("--settings", help="only these settings, with semicolons between")
@@ -90,7 +93,7 @@ def _options() -> argparse.Namespace:
 
 def _conditions(engines: Engines, options: argparse.Namespace) -> dict[str, Any]:
     return {
-        "engines": {"emulated": engines.emulated, "slower": engines.slower}, "arrivals": options.arrivals,
+        "engines": {"emulated": engines.emulated, "slower": engines.slower, "chat": engines.chat}, "arrivals": options.arrivals,
         "window_s": options.window, "warmup_s": options.warmup, "medium": options.medium,
         "slo": f"{SLO_FACTOR:g} x the unloaded mean of whole, 1 process",
     }  # fmt: skip

@@ -8,6 +8,9 @@ Three sides, one after the other, same questions, same models, 16 concurrent cli
 ``whole_batching`` LangServe, models behind ``patchwork models serve`` (that server batches)
 ``deployed``       ``patchwork deploy examples/vanilla_rag.py``
 
+``--engine openvino`` gives the chat model that engine (``patchwork.yaml``: one line) on all sides, and adds ``whole_llamacpp``: the
+single-sequence server on llama.cpp, as without that line.
+
 Ratios are what counts: absolute times are noise on a shared machine. CPU is told net of what a part takes when nothing is asked. The
 overhead of gateway and orchestrator is what the ingress takes beyond what the same chain takes in LangServe's process.
 """
@@ -42,6 +45,7 @@ QUESTIONS = [
     for line in (ROOT / "examples" / "questions.jsonl").read_text().splitlines()
     if line.strip()
 ]
+CHAT = "smollm2-135m-instruct"
 START_TIMEOUT_S = 300.0
 IDLE_S = 5.0
 
@@ -64,9 +68,15 @@ def main() -> None:
     parser.add_argument("-o", "--output", type=Path)
     parser.add_argument("--clients", type=int, default=16)
     parser.add_argument("--requests", type=int, default=len(QUESTIONS))
-    parser.add_argument("--sides", default="whole_single,whole_batching,deployed")
+    parser.add_argument("--sides", help="default: all")
+    parser.add_argument("--engine", choices=["llamacpp", "openvino"], default="llamacpp")
     options = parser.parse_args()
-    sides = {name: asdict(measure(name, options.clients, options.requests)) for name in options.sides.split(",")}
+    also = ["whole_llamacpp"] if options.engine != "llamacpp" else []
+    names = options.sides.split(",") if options.sides else [*also, "whole_single", "whole_batching", "deployed"]
+    with tempfile.TemporaryDirectory(prefix="patchwork-bench-") as folder:
+        config = Path(folder) / "patchwork.yaml"
+        config.write_text(json.dumps({"models": {CHAT: {"engine": options.engine}}}))
+        sides = {name: asdict(measure(name, options.clients, options.requests, config)) for name in names}
     rates = {name: side["requests_per_s"] for name, side in sides.items()}
     ours = rates.get("deployed")
     ratios = (
@@ -75,6 +85,7 @@ def main() -> None:
         else {}
     )
     report: dict[str, Any] = {
+        "engine": options.engine,
         "clients": options.clients,
         "requests": options.requests,
         "sides": sides,
@@ -104,12 +115,14 @@ def overhead(sides: dict[str, dict[str, Any]]) -> dict[str, float]:
     }
 
 
-def measure(name: str, clients: int, requests: int) -> Side:
+def measure(name: str, clients: int, requests: int, config: Path) -> Side:
     with ExitStack() as stack:
         if name == "deployed":
-            url, processes = stack.enter_context(deployed())
+            url, processes = stack.enter_context(deployed(config))
         else:
-            url, processes = stack.enter_context(whole(parallel=1 if name == "whole_single" else None))
+            url, processes = stack.enter_context(
+                whole(None if name == "whole_llamacpp" else config, parallel=None if name == "whole_batching" else 1)
+            )
         print(f"{name}: {url}", file=sys.stderr)
         asyncio.run(load(url, QUESTIONS[:2], 2, streamed=False))  # warm-up: connections, caches of the frameworks
         idle = shares(processes)
@@ -198,9 +211,11 @@ async def ask(http: httpx.AsyncClient, question: str, *, streamed: bool) -> tupl
 
 
 @contextmanager
-def whole(parallel: int | None) -> Iterator[tuple[str, dict[str, list[int]]]]:
+def whole(config: Path | None, parallel: int | None) -> Iterator[tuple[str, dict[str, list[int]]]]:
     models_port, chain_port = free_port(), free_port()
     command = [sys.executable, "-m", "patchwork_serving.cli", "models", "serve", "--port", str(models_port)]
+    if config is not None:
+        command += ["--config", str(config)]
     if parallel is not None:
         command += ["--parallel", str(parallel)]
     env = {**os.environ, "OPENAI_BASE_URL": f"http://127.0.0.1:{models_port}/v1", "OPENAI_API_KEY": "unused"}
@@ -215,7 +230,7 @@ def whole(parallel: int | None) -> Iterator[tuple[str, dict[str, list[int]]]]:
 
 
 @contextmanager
-def deployed() -> Iterator[tuple[str, dict[str, list[int]]]]:
+def deployed(config: Path) -> Iterator[tuple[str, dict[str, list[int]]]]:
     with tempfile.TemporaryDirectory(prefix="patchwork-bench-") as home:
         env = {**os.environ, "PATCHWORK_HOME": home}
         port = free_port()
@@ -227,6 +242,8 @@ def deployed() -> Iterator[tuple[str, dict[str, list[int]]]]:
             str(ROOT / "examples" / "vanilla_rag.py"),
             "--port",
             str(port),
+            "--config",
+            str(config),
         ]
         with running(command, env) as deploy:
             url = f"http://127.0.0.1:{port}"

@@ -1,4 +1,4 @@
-"""The llama.cpp engine alone, by configuration: what the demo chain's speed can be at most, whatever is built around it.
+"""The engines for CPUs alone, by configuration: what the demo chain's speed can be at most, whatever is built around it.
 
     python tests/benchmarks/bench_llm_engine.py --rounds 3 -o docs/benchmarks/llm_engine.json
 
@@ -7,7 +7,7 @@ single-sequence llama.cpp server is by default; ``lone-as-ours`` the same with o
 time, all others 16. Every round starts each configuration once, in turns, so that what else runs on the machine falls on all; medians
 over the rounds.
 
-CPU seconds are those of this process: of llama.cpp, and of the HTTP between it and the engine. Prefill is measured by answers of one token,
+CPU seconds are those of this process: of the engine, and of the HTTP between it and llama.cpp. Prefill is measured by answers of one token,
 decoding by what 63 more cost.
 """
 
@@ -31,8 +31,9 @@ from typing import Any
 import orjson
 
 from patchwork_adapters.protocol import HttpRequest, decode_response, encode_request
-from patchwork_serving.components.engine import EngineCall
+from patchwork_serving.components.engine import ContinuousEngine, EngineCall
 from patchwork_serving.components.llamacpp_engine import LlamaCppEngine, LlamaCppOptions, available_cores
+from patchwork_serving.components.openvino_engine import OpenVinoEngine, OpenVinoOptions
 from patchwork_serving.config import Paths
 from patchwork_serving.models.fetch import files_of
 
@@ -45,7 +46,7 @@ ANSWER = 64  #: tokens
 SYSTEM = "Answer the question about Python in one or two sentences, using only the context."  #: the example's own
 
 CORES = available_cores()
-CONFIGURATIONS = {
+CONFIGURATIONS: dict[str, LlamaCppOptions | OpenVinoOptions] = {
     "lone": LlamaCppOptions(slots=1, shards=1, threads=CORES, flash_attention=True),
     "lone-as-ours": LlamaCppOptions(slots=1, shards=1, threads=CORES),
     "lone-one-thread": LlamaCppOptions(slots=1, shards=1, threads=1, flash_attention=True),
@@ -53,6 +54,10 @@ CONFIGURATIONS = {
     "flash": LlamaCppOptions(slots=AT_ONCE, flash_attention=True),
     "one-server": LlamaCppOptions(slots=AT_ONCE, shards=1, threads=CORES),
     "ubatch-128": LlamaCppOptions(slots=AT_ONCE, n_ubatch=128),
+    "openvino-lone": OpenVinoOptions(slots=1),
+    "openvino": OpenVinoOptions(slots=AT_ONCE),
+    "openvino-512": OpenVinoOptions(slots=AT_ONCE, n_batch=512),
+    "openvino-inexact": OpenVinoOptions(slots=AT_ONCE, exact=False),
 }
 
 
@@ -161,8 +166,14 @@ def prompts() -> Iterator[list[dict[str, str]]]:
         ]
 
 
-async def measured(options: LlamaCppOptions, requests: int, prompt: Callable[[], list[dict[str, str]]]) -> Figures:
-    engine = LlamaCppEngine(lambda: files_of(MODEL, {}, Paths.from_env()), name=MODEL, options=options)
+async def measured(
+    options: LlamaCppOptions | OpenVinoOptions, requests: int, prompt: Callable[[], list[dict[str, str]]]
+) -> Figures:
+    engine: LlamaCppEngine | OpenVinoEngine
+    if isinstance(options, OpenVinoOptions):
+        engine = OpenVinoEngine(lambda: files_of(MODEL, {}, Paths.from_env()), name=MODEL, options=options)
+    else:
+        engine = LlamaCppEngine(lambda: files_of(MODEL, {}, Paths.from_env()), name=MODEL, options=options)
     await engine.start()
     try:
         at_once = options.slots
@@ -175,7 +186,7 @@ async def measured(options: LlamaCppOptions, requests: int, prompt: Callable[[],
         await engine.close()
 
 
-async def load(engine: LlamaCppEngine, messages: list[list[dict[str, str]]], at_once: int, *, tokens: int) -> Load:
+async def load(engine: ContinuousEngine, messages: list[list[dict[str, str]]], at_once: int, *, tokens: int) -> Load:
     room = asyncio.Semaphore(at_once)
 
     async def one(prompt: list[dict[str, str]]) -> dict[str, Any]:
@@ -185,17 +196,18 @@ async def load(engine: LlamaCppEngine, messages: list[list[dict[str, str]]], at_
     cpu, wall = time.process_time(), time.perf_counter()
     used = await asyncio.gather(*(one(prompt) for prompt in messages))
     cpu, wall = time.process_time() - cpu, time.perf_counter() - wall
-    prefilled = sum(u["prompt_tokens"] - u["prompt_tokens_details"]["cached_tokens"] for u in used)
+    # OpenVINO does not tell what it found in its cache: it counts as prefilled
+    prefilled = sum(u["prompt_tokens"] - u.get("prompt_tokens_details", {}).get("cached_tokens", 0) for u in used)
     return Load(len(used), prefilled, sum(u["completion_tokens"] for u in used), cpu, wall)
 
 
-async def usage(engine: LlamaCppEngine, messages: list[dict[str, str]], tokens: int) -> dict[str, Any]:
+async def usage(engine: ContinuousEngine, messages: list[dict[str, str]], tokens: int) -> dict[str, Any]:
     body = {"messages": messages, "temperature": 0, "max_tokens": tokens, "ignore_eos": True}
     payload = encode_request(HttpRequest("POST", ROUTE, {}, orjson.dumps(body)))
     [frame] = [frame async for frame in engine.generate(EngineCall("1", "llm", f"POST {ROUTE}", payload))]
     document = json.loads(decode_response(frame).body)
     if "usage" not in document:
-        raise SystemExit(f"llama.cpp answered {document}")
+        raise SystemExit(f"the engine answered {document}")
     used: dict[str, Any] = document["usage"]
     return used
 

@@ -17,14 +17,15 @@ from kit.models import CHAT, packaged_files
 from patchwork_adapters.protocol import HttpRequest, encode_request
 from patchwork_serving.components.engine import SILENT, ContinuousEngine, EngineCall, Progress
 from patchwork_serving.components.llamacpp_engine import LlamaCppEngine, LlamaCppOptions
+from patchwork_serving.components.openvino_engine import OpenVinoEngine, OpenVinoOptions
 from patchwork_serving.components.vllm_engine import VllmEngine
 from patchwork_serving.models.convert import gguf_to_hf
 from patchwork_serving.models.registry import ModelFiles
 
-LlmEngine = LlamaCppEngine | VllmEngine
+LlmEngine = LlamaCppEngine | OpenVinoEngine | VllmEngine
 
 needs_vllm = pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="needs vLLM: make test-vllm")
-ENGINES = ["llamacpp", pytest.param("vllm", marks=[pytest.mark.vllm, pytest.mark.slow, needs_vllm])]
+ENGINES = ["llamacpp", "openvino", pytest.param("vllm", marks=[pytest.mark.vllm, pytest.mark.slow, needs_vllm])]
 #: A CPU computes nothing else well, compiling takes minutes, and a small cache is room enough.
 ON_A_CPU = {"dtype": "float32", "enforce_eager": True, "kv_cache_memory_bytes": 256 * 1024 * 1024}
 
@@ -49,6 +50,9 @@ async def started(kind: str, factory: pytest.TempPathFactory, *, slots: int, con
     if kind == "llamacpp":
         options = LlamaCppOptions(slots=slots, n_ctx=context)
         engine = LlamaCppEngine(lambda: packaged_files(CHAT), name=CHAT, options=options)
+    elif kind == "openvino":
+        openvino = OpenVinoOptions(slots=slots, n_ctx=context)
+        engine = OpenVinoEngine(lambda: packaged_files(CHAT), name=CHAT, options=openvino)
     else:
         engine = vllm_engine(
             hugging_face_folder(factory), slots=slots, max_model_len=context, tool_call_parser="hermes"

@@ -11,6 +11,7 @@ from typing import Any
 from patchwork_serving.components.embedder import OnnxEmbedder
 from patchwork_serving.components.engine import BatchEngine, ContinuousEngine
 from patchwork_serving.components.llamacpp_engine import LlamaCppEngine, LlamaCppOptions
+from patchwork_serving.components.openvino_engine import OpenVinoEngine, OpenVinoOptions
 from patchwork_serving.components.reranker import RerankerEngine
 from patchwork_serving.components.vllm_arguments import check_spread, vllm_arguments
 from patchwork_serving.components.vllm_engine import VllmEngine
@@ -23,6 +24,7 @@ from patchwork_serving.release import ComponentSpec
 _LLAMACPP_ARGS: Mapping[str, type] = {
     field.name: int if field.default is None else type(field.default) for field in dataclasses.fields(LlamaCppOptions)
 }
+_OPENVINO_ARGS: Mapping[str, type] = {field.name: type(field.default) for field in dataclasses.fields(OpenVinoOptions)}
 _ONNX_ARGS: Mapping[str, type] = {"threads": int, "max_length": int, "normalized": bool, "device": str}
 _RERANKER_ARGS: Mapping[str, type] = {"threads": int, "max_length": int, "device": str}
 _TORCH_ARGS: Mapping[str, type] = {"max_length": int, "device": str}
@@ -47,6 +49,11 @@ def _build(spec: ComponentSpec, name: str, locate: Locate) -> BatchEngine | Cont
             if spec.slots is not None:
                 arguments["slots"] = spec.slots
             return LlamaCppEngine(locate, name=name, options=LlamaCppOptions(**arguments))
+        case "openvino":
+            arguments = _checked(spec, _OPENVINO_ARGS)
+            if spec.slots is not None:
+                arguments["slots"] = spec.slots
+            return OpenVinoEngine(locate, name=name, options=OpenVinoOptions(**arguments))
         case "vllm":
             check_spread(spec.id, name, spec.engine_args, spec.num_gpus)
             return VllmEngine(
@@ -70,8 +77,8 @@ def _build(spec: ComponentSpec, name: str, locate: Locate) -> BatchEngine | Cont
             return RerankerEngine(locate, name=name, **_on_device(spec, _checked(spec, _RERANKER_ARGS)))
         case _:
             raise SetupError(
-                f"component {spec.id}: this version has no {spec.engine!r} engine; choose llamacpp, vllm, onnx, transformers, reranker or "
-                f"emulated for {name} in patchwork.yaml (models), or a source of another kind"
+                f"component {spec.id}: this version has no {spec.engine!r} engine; choose llamacpp, openvino, vllm, onnx, transformers, "
+                f"reranker or emulated for {name} in patchwork.yaml (models), or a source of another kind"
             )
 
 

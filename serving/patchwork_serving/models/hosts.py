@@ -59,11 +59,13 @@ class ModelHosts:
                 await started.close()
 
     def _defaults(self, model: ResolvedModel) -> Mapping[str, Any]:
-        """They are llama.cpp's and ONNX Runtime's words; vLLM knows of them how many sequences there are."""
+        """They are llama.cpp's and ONNX Runtime's words; of them OpenVINO knows slots and threads, vLLM how many sequences there are."""
         known = self._engine_args.get(model.kind, {})
         match model.engine:
             case "emulated" | "transformers":
                 return {}
+            case "openvino":
+                return {name: known[name] for name in ("slots", "threads") if name in known}
             case "vllm":
                 return {"max_num_seqs": known["slots"]} if "slots" in known else {}
             case _:

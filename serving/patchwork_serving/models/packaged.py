@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 ModelKind = Literal["llm", "embedder", "reranker"]
-EngineName = Literal["llamacpp", "onnx", "vllm", "reranker", "transformers", "external", "emulated"]
+EngineName = Literal["llamacpp", "openvino", "onnx", "vllm", "reranker", "transformers", "external", "emulated"]
 
 
 @dataclass(frozen=True, slots=True)

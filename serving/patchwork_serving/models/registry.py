@@ -27,6 +27,7 @@ from patchwork_serving.models.packaged import (
 
 _KIND_OF_ENGINE: Mapping[EngineName, ModelKind] = {
     "llamacpp": "llm",
+    "openvino": "llm",
     "vllm": "llm",
     "transformers": "embedder",
     "onnx": "embedder",
@@ -164,7 +165,7 @@ def _hub(name: str, source: str, paths: Paths, gpu: bool | None, engine: EngineN
             + name
             + ": {source: "
             + source
-            + ", engine: llamacpp|onnx|reranker}})"
+            + ", engine: llamacpp|openvino|onnx|reranker}})"
         )
     return ResolvedModel(name, _KIND_OF_ENGINE[engine], engine, source)
 
@@ -189,8 +190,10 @@ def _model_file(path: Path, gpu: bool | None, engine: EngineName | None) -> Path
             raise ModelUnknown(f"{path} is neither a .gguf nor an .onnx file; give one of those, or a model folder")
         return path
     ggufs = sorted(path.glob("*.gguf"))
-    if ggufs and engine in (None, "llamacpp"):
+    if ggufs and engine in (None, "llamacpp", "openvino"):
         return ggufs[0]
+    if engine == "openvino" and (path / "openvino_model.xml").is_file():
+        return path
     onnx = next((path / name for name in _ONNX_NAMES if (path / name).is_file()), None)
     if onnx is not None and engine in (None, "onnx", "reranker"):
         return onnx

@@ -24,15 +24,19 @@ CLI = [sys.executable, "-m", "patchwork_serving.cli"]
 
 @dataclass(frozen=True)
 class Engines:
-    """Real small models on this CPU, or emulated ones, ``slower`` times slower than the H100 that was measured."""
+    """Real small models on this CPU, or emulated ones, ``slower`` times slower than the H100 that was measured.
+
+    ``chat``: the engine of the real LLM, for every system; None: as it comes.
+    """
 
     emulated: bool
     slower: float = 1.0
+    chat: str | None = None
 
     def models(self, app: Application) -> dict[str, Any]:
         """``models`` of patchwork.yaml."""
         if not self.emulated:
-            return {}
+            return {CHAT: {"engine": self.chat}} if self.chat else {}
         return {
             name: {"engine": "emulated", "engine_args": {**arguments, "slower": self.slower}}
             for name, arguments in app.emulated.items()
