@@ -24,6 +24,7 @@ from patchwork_serving.components.llm_routes import routed
 from patchwork_serving.components.openai_chunks import WholeAnswer
 from patchwork_serving.components.openvino_loop import Inside, Piece, StepLoop, last_line
 from patchwork_serving.components.openvino_requests import Asked, asked
+from patchwork_serving.components.openvino_schemas import Schemas
 from patchwork_serving.components.openvino_text import Detokenizer, Stops
 from patchwork_serving.errors import EngineDied, EngineRefused, MissingExtra, ModelCorrupt
 from patchwork_serving.models.registry import Locate
@@ -73,6 +74,8 @@ class OpenVinoEngine:
         self._steps: StepLoop | None = None
         self._tokenizer: Any = None
         self._defaults: Any = None  # the model's own GenerationConfig
+        self._vocabulary = 0
+        self._schemas: Schemas | None = None
         self._numbers = itertools.count()
 
     async def start(self) -> None:
@@ -81,8 +84,11 @@ class OpenVinoEngine:
             return
         files = await asyncio.to_thread(self._locate)
         self._file = files.path.name
-        pipeline = await asyncio.to_thread(self._load, files.path)
+        options = self._options
+        pipeline = await asyncio.to_thread(self._load, files.path, slots=options.slots, n_ctx=options.n_ctx)
         self._tokenizer, self._defaults = pipeline.get_tokenizer(), pipeline.get_config()
+        self._vocabulary = len(self._tokenizer.get_vocab())
+        self._schemas = Schemas(lambda: self._load(files.path, slots=1, n_ctx=_BLOCK))
         self._steps = StepLoop(pipeline, self._name)
         try:
             await self._warm()
@@ -95,6 +101,8 @@ class OpenVinoEngine:
         steps, self._steps = self._steps, None
         if steps is not None:
             await asyncio.to_thread(steps.close)
+        if self._schemas is not None:
+            self._schemas.close()
 
     def check(self) -> None:
         if self._steps is not None and self._steps.died is not None:
@@ -170,6 +178,8 @@ class OpenVinoEngine:
                 "engine_args"
             )
         config = self._config(request, min(request.most_tokens or room, room))
+        if request.schema is not None and self._schemas is not None:
+            self._schemas.check(request.schema, config, self._tokenizer.encode("a").input_ids)
         text = Detokenizer(self._tokenizer.decode)
         return Inside(next(self._numbers), ids, config, text, Stops(request.stops), call.progress.generated)
 
@@ -186,6 +196,8 @@ class OpenVinoEngine:
             return self._tokenizer.encode(prompt, add_special_tokens=False).input_ids
         if isinstance(request.prompt, str):
             return self._tokenizer.encode(request.prompt or " ", add_special_tokens=True).input_ids
+        if not all(0 <= one < self._vocabulary for one in request.prompt):
+            raise EngineRefused(f"prompt: this model's tokens are numbered from 0 to {self._vocabulary - 1}")
         return ov.Tensor(np.array([request.prompt], dtype=np.int64))
 
     def _config(self, request: Asked, most_tokens: int) -> Any:
@@ -277,7 +289,7 @@ class OpenVinoEngine:
 
     # -- OpenVINO --------------------------------------------------------------------------------------------------
 
-    def _load(self, path: Path) -> Any:
+    def _load(self, path: Path, *, slots: int, n_ctx: int) -> Any:
         try:
             import openvino_genai as genai
         except ImportError as error:
@@ -286,9 +298,9 @@ class OpenVinoEngine:
             ) from error
         options = self._options
         scheduling = genai.SchedulerConfig()
-        scheduling.max_num_seqs = options.slots
+        scheduling.max_num_seqs = slots
         scheduling.max_num_batched_tokens = options.n_batch
-        scheduling.num_kv_blocks = options.slots * -(-options.n_ctx // _BLOCK) + _SPARE_BLOCKS
+        scheduling.num_kv_blocks = slots * -(-n_ctx // _BLOCK) + _SPARE_BLOCKS
         scheduling.enable_prefix_caching = options.cache_prompt
         properties: dict[str, Any] = {"ENABLE_CPU_PINNING": False}  # other replicas share the cores
         if options.exact:

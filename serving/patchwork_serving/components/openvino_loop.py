@@ -88,7 +88,7 @@ class StepLoop:
             while self._wait():
                 self._step()
         except Exception as error:  # noqa: BLE001 - whatever it is, the pipeline's state is not known any more
-            self.died = f"{type(error).__name__}"
+            self.died = last_line(error)
         with self._changed:
             rest = [*self._coming, *self._inside]
             self._coming, self._inside = [], []

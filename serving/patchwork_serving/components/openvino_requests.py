@@ -34,7 +34,7 @@ class _Sampling(BaseModel):
     presence_penalty: float | None = Field(None, ge=-2.0, le=2.0)
     frequency_penalty: float | None = Field(None, ge=-2.0, le=2.0)
     repetition_penalty: float | None = Field(None, gt=0.0)
-    seed: int | None = Field(None, ge=0)
+    seed: int | None = Field(None, ge=0, lt=2**63)
     stop: Annotated[list[str] | None, BeforeValidator(_listed)] = None
     ignore_eos: bool = False
     stream_options: _StreamOptions | None = None

