@@ -56,7 +56,7 @@ CONFIGURATIONS: dict[str, LlamaCppOptions | OpenVinoOptions] = {
     "ubatch-128": LlamaCppOptions(slots=AT_ONCE, n_ubatch=128),
     "openvino-lone": OpenVinoOptions(slots=1),
     "openvino": OpenVinoOptions(slots=AT_ONCE),
-    "openvino-512": OpenVinoOptions(slots=AT_ONCE, n_batch=512),
+    "openvino-256": OpenVinoOptions(slots=AT_ONCE, n_batch=256),
     "openvino-inexact": OpenVinoOptions(slots=AT_ONCE, exact=False),
 }
 

@@ -52,7 +52,7 @@ class OpenVinoOptions:
     slots: int = 16  #: sequences at once
     n_ctx: int = 2048  #: tokens of context per sequence
     threads: int = 0  #: 0: all cores
-    n_batch: int = 256  #: tokens of a step, prompts and answers together
+    n_batch: int = 512  #: tokens of a step, prompts and answers together
     cache_prompt: bool = True  #: keep the blocks of prompts, for those that begin the same
     #: Off: a third to a half of the time is saved, and at temperature 0 answers change with the company that a sequence has.
     exact: bool = True
