@@ -15,6 +15,7 @@ import asyncio
 import itertools
 import json
 import random
+import signal
 import statistics
 import sys
 import time
@@ -52,6 +53,7 @@ def main() -> None:
     parser.add_argument("--clients", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=2)
     options = parser.parse_args()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # what was started is stopped then, too
     found: dict[str, list[Figures]] = {"on": [], "off": []}
     for turn in range(options.rounds):
         asked = questions(options.documents, options.questions, seed=turn)

@@ -70,8 +70,7 @@ class OpenVinoEngine:
         self._options = options or OpenVinoOptions()
         self._file = ""
         self.slots = self._options.slots
-        # The host lets in so many tokens of prompts: those of this step and of the next, or every other step would be part empty.
-        self.step_tokens = 2 * self._options.n_batch
+        self.step_tokens = self._options.n_batch
         self._steps: StepLoop | None = None
         self._tokenizer: Any = None
         self._defaults: Any = None  # the model's own GenerationConfig

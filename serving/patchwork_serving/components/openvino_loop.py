@@ -6,6 +6,7 @@ Nobody else touches the pipeline. What comes of a step goes to the event loop in
 from __future__ import annotations
 
 import asyncio
+import re
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -181,7 +182,12 @@ def _deliver(news: Sequence[tuple[Inside, Piece | Exception]]) -> None:
         sequence.news.set()
 
 
+#: What may quote a request: it is not to be in a message that others see.
+_QUOTED = re.compile(r"\"[^\"]*\"|'[^']*'")
+_PLACE = re.compile(r"^\[[\d:]+\] \S+: ")
+
+
 def last_line(error: Exception) -> str:
-    """OpenVINO says where in its source first, and what last."""
+    """OpenVINO says where in its source first, and what last; without the values that it quotes."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[-1][:300] if lines else type(error).__name__
+    return _QUOTED.sub("...", _PLACE.sub("", lines[-1]))[:300] if lines else type(error).__name__

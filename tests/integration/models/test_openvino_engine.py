@@ -131,10 +131,12 @@ async def test_an_engine_whose_step_fails_is_dead_and_says_so() -> None:
                 return getattr(pipeline, name)
 
             def step(self) -> None:
-                raise RuntimeError("out of memory")
+                raise RuntimeError(
+                    'Exception from step.cpp:1:\n[11:52:05] /home/somebody/step.cc:8: no room for "my secret"'
+                )
 
         engine._steps._pipeline = Failing()
-        with pytest.raises(EngineDied, match="died.*replaced"):
+        with pytest.raises(EngineDied, match=r"died \(no room for \.\.\.\); its replica is replaced"):
             await frames(engine, post())
         with pytest.raises(EngineDied, match="replaced"):
             engine.check()
