@@ -36,6 +36,8 @@ GRACE_S = 1.0
 KILLED_S = 3.0  #: how long those that were killed are waited for
 #: Payloads are small; Ray's default takes 30 % of the machine's memory for them.
 OBJECT_STORE_BYTES = 256 * 1024 * 1024
+#: How often Serve looks after its deployments and tells its metrics. As it comes (0.1 s), an idle deployment takes 0.11 cores; so 0.09.
+UNHURRIED = {"RAY_SERVE_CONTROL_LOOP_INTERVAL_S": "0.25", "RAY_SERVE_METRICS_EXPORT_INTERVAL_MS": "2000"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,11 +110,13 @@ def start(
         "PYTHONUNBUFFERED": "1",
         # Ray runs workers at nice 15 by default: a replica would get what everything else on the machine leaves
         "RAY_worker_niceness": os.environ.get("RAY_worker_niceness", "0"),  # noqa: SIM112  Ray's own spelling
+        **{name: os.environ.get(name, value) for name, value in UNHURRIED.items()},
     }
     with log.open("wb") as output:
         child = subprocess.Popen(  # its own session: the terminal's Ctrl-C reaches us only, and we stop it in order
             command, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, start_new_session=True, env=env
         )
+    let_compute_finish(child.pid)
     found = LocalRay(f"127.0.0.1:{port}", folder, http_host, http_port, OwnProcess.of(child.pid, "ray"))
     # before it is up: whoever kills this process must find in the record what it leaves
     _record(paths).write_text(json.dumps(asdict(found)), encoding="utf-8")
@@ -124,6 +128,18 @@ def start(
         shutil.rmtree(folder, ignore_errors=True)
         raise
     return found
+
+
+def let_compute_finish(pid: int) -> None:
+    """What wakes below ``pid`` no longer interrupts what computes: where all cores are busy it takes its turn when that has had its own.
+
+    Some twenty threads of Ray wake a hundred times a second each, for microseconds. Each time an engine's thread waits, the engine's
+    others spin until it is back (``docs/decisions/llm-on-cpu.md``).
+    """
+    if hasattr(os, "SCHED_BATCH"):  # Linux; processes and threads inherit it
+        with contextlib.suppress(OSError):  # a sandbox may forbid it
+            if os.sched_getscheduler(pid) == os.SCHED_OTHER:
+                os.sched_setscheduler(pid, os.SCHED_BATCH, os.sched_param(0))
 
 
 def auth_env(paths: Paths) -> dict[str, str]:

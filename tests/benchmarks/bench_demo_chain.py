@@ -11,6 +11,9 @@ Three sides, one after the other, same questions, same models, 16 concurrent cli
 ``--engine openvino`` gives the chat model that engine (``patchwork.yaml``: one line) on all sides, and adds ``whole_llamacpp``: the
 single-sequence server on llama.cpp, as without that line.
 
+``--rounds`` measures the sides in turns, so often; told is the round of each side's median rate, the rates of all, and the ratios of
+their medians with those of each round.
+
 Ratios are what counts: absolute times are noise on a shared machine. CPU is told net of what a part takes when nothing is asked. The
 overhead of gateway and orchestrator is what the ingress takes beyond what the same chain takes in LangServe's process.
 """
@@ -27,7 +30,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -68,6 +71,7 @@ def main() -> None:
     parser.add_argument("-o", "--output", type=Path)
     parser.add_argument("--clients", type=int, default=16)
     parser.add_argument("--requests", type=int, default=len(QUESTIONS))
+    parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--sides", help="default: all")
     parser.add_argument("--engine", choices=["llamacpp", "openvino"], default="llamacpp")
     options = parser.parse_args()
@@ -76,20 +80,24 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="patchwork-bench-") as folder:
         config = Path(folder) / "patchwork.yaml"
         config.write_text(json.dumps({"models": {CHAT: {"engine": options.engine}}}))
-        sides = {name: asdict(measure(name, options.clients, options.requests, config)) for name in names}
-    rates = {name: side["requests_per_s"] for name, side in sides.items()}
-    ours = rates.get("deployed")
-    ratios = (
-        {f"deployed/{name}": round(ours / rate, 3) for name, rate in rates.items() if name != "deployed"}
-        if ours
-        else {}
-    )
+        rounds = [
+            {name: measure(name, options.clients, options.requests, config) for name in names}
+            for _ in range(options.rounds)
+        ]
+    sides = {name: asdict(median(one[name] for one in rounds)) for name in names}
+    rates = {name: [one[name].requests_per_s for one in rounds] for name in names}
     report: dict[str, Any] = {
         "engine": options.engine,
         "clients": options.clients,
         "requests": options.requests,
+        "rounds": options.rounds,
         "sides": sides,
-        "ratios": ratios,
+        "requests_per_s": rates,
+        "ratios": {
+            name: one
+            for name, (one,) in ratios({name: [side["requests_per_s"]] for name, side in sides.items()}).items()
+        },
+        "ratios_by_round": ratios(rates),
         "overhead_cpu_ms": overhead(sides),
         "environment": {
             "cpus": os.cpu_count(),
@@ -103,6 +111,22 @@ def main() -> None:
     if options.output:
         options.output.parent.mkdir(parents=True, exist_ok=True)
         options.output.write_text(text + "\n")
+
+
+def median(sides: Iterable[Side]) -> Side:
+    """The one with the median rate; of two the slower."""
+    ordered = sorted(sides, key=lambda one: one.requests_per_s)
+    return ordered[(len(ordered) - 1) // 2]
+
+
+def ratios(rates: dict[str, list[float]]) -> dict[str, list[float]]:
+    """The deployment's rates over those of each other side."""
+    ours = rates.get("deployed", [])
+    return {
+        f"deployed/{name}": [round(a / b, 3) for a, b in zip(ours, theirs, strict=True)]
+        for name, theirs in rates.items()
+        if ours and name != "deployed"
+    }
 
 
 def overhead(sides: dict[str, dict[str, Any]]) -> dict[str, float]:
