@@ -13,10 +13,10 @@ before anything was known, or found such requests there, are not held against it
 
 How much delay is allowed: what slows the mean request by a share slows one that takes a rare branch, or writes a long answer, by the same
 share. Nobody knows beforehand which one it will be. So a request may be stretched as far as the one with ``high_work_s`` can bear, or one
-nearer to the mean where the class promises less. Of few requests ``high_work_s`` is the longest, often the first, which found everything
-cold: it counts only once somebody missed. What is still not known is learnt as a margin, for each class by its own promise: it narrows
-when accepted requests miss more often than is steered to, widens slowly when requests that were let in late made it, and recovers where
-little goes on.
+nearer to the mean where the class promises less. Of few requests ``high_work_s`` is the longest, perhaps one of a rush that found
+everything cold: it counts only once somebody missed. What is still not known is learnt as a margin, for each class by its own promise: it
+narrows when accepted requests miss more often than is steered to, widens slowly when requests that were let in late made it, and recovers
+where little goes on.
 
 What is accepted is never dropped for what comes later: nothing here takes an acceptance back.
 """

@@ -208,7 +208,8 @@ class Estimates:
             actual = finished - visit.started
             _judge(knowledge, actual)
             weight = knowledge.work.observe(work)
-            knowledge.recent.observe(work)
+            if knowledge.work.count > 1:  # the first found everything cold, and would be the longest for a long time
+                knowledge.recent.observe(work)
             knowledge.time.observe(actual)
             knowledge.learn(demand, weight)
 

@@ -88,8 +88,11 @@ def test_at_low_load_nobody_is_refused_once_the_company_that_an_engine_bears_is_
 
 @pytest.mark.parametrize(("slots", "share"), [(1, 0.6), (4, 0.6), (16, 0.4)])
 def test_a_rush_at_the_very_beginning_does_not_shut_the_door_for_good(slots: int, share: float) -> None:
-    engine = Engine(slots, seed=1)
-    engine.run(3 * engine.capacity())
-    could_be = (REQUESTS - BEGINNING) / 3
-    assert engine.later["in time"] >= share * could_be
-    assert engine.later["late"] <= 0.1 * engine.later["in time"] + 1
+    in_time = late = 0
+    for seed in range(10):
+        engine = Engine(slots, seed=seed)
+        engine.run(3 * engine.capacity())
+        in_time, late = in_time + engine.later["in time"], late + engine.later["late"]
+    could_be = 10 * (REQUESTS - BEGINNING) / 3
+    assert in_time >= share * could_be
+    assert late <= 0.15 * (in_time + late)

@@ -30,7 +30,8 @@ def child() -> Iterator[subprocess.Popen[str]]:
 
 
 def policy_below(child: subprocess.Popen[str]) -> int:
-    assert child.stdin is not None and child.stdout is not None
+    assert child.stdin is not None
+    assert child.stdout is not None
     child.stdin.write("\n")
     child.stdin.flush()
     return int(child.stdout.readline())
