@@ -133,7 +133,7 @@ def start(
 def let_compute_finish(pid: int) -> None:
     """What wakes below ``pid`` no longer interrupts what computes: where all cores are busy it takes its turn when that has had its own.
 
-    Some twenty threads of Ray wake a hundred times a second each, for microseconds. Each time an engine's thread waits, the engine's
+    Ray's threads wake some 1,400 times a second when nothing is asked, for microseconds. Each time an engine's thread waits, the engine's
     others spin until it is back (``docs/decisions/llm-on-cpu.md``).
     """
     if hasattr(os, "SCHED_BATCH"):  # Linux; processes and threads inherit it
