@@ -136,10 +136,11 @@ def let_compute_finish(pid: int) -> None:
     Ray's threads wake some 1,400 times a second when nothing is asked, for microseconds. Each time an engine's thread waits, the engine's
     others spin until it is back (``docs/decisions/llm-on-cpu.md``).
     """
-    if hasattr(os, "SCHED_BATCH"):  # Linux; processes and threads inherit it
-        with contextlib.suppress(OSError):  # a sandbox may forbid it
-            if os.sched_getscheduler(pid) == os.SCHED_OTHER:
-                os.sched_setscheduler(pid, os.SCHED_BATCH, os.sched_param(0))
+    if not hasattr(os, "SCHED_BATCH"):  # Linux has it; processes and threads inherit it
+        return
+    with contextlib.suppress(OSError):  # a sandbox may forbid it
+        if os.sched_getscheduler(pid) == os.SCHED_OTHER:
+            os.sched_setscheduler(pid, os.SCHED_BATCH, os.sched_param(0))
 
 
 def auth_env(paths: Paths) -> dict[str, str]:

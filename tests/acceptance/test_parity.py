@@ -2,7 +2,7 @@
 
 Plain is what anybody would run: a program without Patchwork, with an OpenAI-compatible URL in its environment; it answers, and from
 passages about what was asked. ``make parity`` asks 30; every run of the tests asks 5, because each takes both sides two to three
-seconds of a core.
+seconds of a core. ``PARITY_ENGINE=openvino`` gives the chat model that engine on both sides.
 """
 
 from __future__ import annotations
@@ -26,13 +26,22 @@ from kit.deployed import EXAMPLES, QUESTIONS, ROOT, TOPICS, a_home, deployed
 pytestmark = [pytest.mark.ray, pytest.mark.postgres, pytest.mark.models, pytest.mark.slow]
 
 NUM_QUESTIONS = int(os.environ.get("PARITY_QUESTIONS", "5"))
+ENGINE = os.environ.get("PARITY_ENGINE", "llamacpp")
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The ``patchwork.yaml`` of both sides."""
+    path = tmp_path_factory.mktemp("parity") / "patchwork.yaml"
+    path.write_text(json.dumps({"models": {"smollm2-135m-instruct": {"engine": ENGINE}}}))
+    return str(path)
 
 
 @contextmanager
-def model_server() -> Iterator[str]:
+def model_server(config: str) -> Iterator[str]:
     """``patchwork models serve`` on a free port; its base URL."""
     process = subprocess.Popen(
-        [sys.executable, "-m", "patchwork_serving.cli", "models", "serve", "--port", "0", "--json"],
+        [sys.executable, "-m", "patchwork_serving.cli", "models", "serve", "--port", "0", "--json", "--config", config],
         stdout=subprocess.PIPE, stdin=subprocess.DEVNULL, text=True, cwd=ROOT,
     )  # fmt: skip
     try:
@@ -50,8 +59,8 @@ def model_server() -> Iterator[str]:
         process.stdout.close()
 
 
-def plain(example: Path, questions: list[str]) -> list[dict[str, Any]]:
-    with model_server() as url:
+def plain(example: Path, questions: list[str], config: str) -> list[dict[str, Any]]:
+    with model_server(config) as url:
         env = {**os.environ, "OPENAI_BASE_URL": url, "OPENAI_API_KEY": "unused", "PYTHONPATH": str(ROOT / "tests")}
         result = subprocess.run(
             [sys.executable, "-m", "kit.plain", str(example)],
@@ -60,8 +69,12 @@ def plain(example: Path, questions: list[str]) -> list[dict[str, Any]]:
     return [json.loads(line) for line in result.stdout.splitlines()]
 
 
-def ours(example: Path, questions: list[str]) -> list[dict[str, Any]]:
-    with a_home() as home, deployed(home, str(example)) as url, httpx.Client(base_url=url, timeout=120.0) as client:
+def ours(example: Path, questions: list[str], config: str) -> list[dict[str, Any]]:
+    with (
+        a_home() as home,
+        deployed(home, str(example), "--config", config) as url,
+        httpx.Client(base_url=url, timeout=120.0) as client,
+    ):
         answers = []
         for question in questions:
             response = client.post("/invoke", json={"input": question}, headers={"x-patchwork-trace": "1"})
@@ -77,16 +90,18 @@ def ours(example: Path, questions: list[str]) -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize("name", ["vanilla_rag.py", "llamaindex_rag.py"])
-def test_a_deployed_example_answers_as_it_does_plainly(name: str) -> None:
+def test_a_deployed_example_answers_as_it_does_plainly(name: str, config: str) -> None:
     questions = QUESTIONS[:NUM_QUESTIONS]
     began = time.monotonic()
-    expected = plain(EXAMPLES / name, questions)
-    answered = ours(EXAMPLES / name, questions)
+    expected = plain(EXAMPLES / name, questions, config)
+    answered = ours(EXAMPLES / name, questions, config)
     assert all(len(a["answer"]) > 10 for a in expected)
     right = [topic in {source[2] for source in a["sources"]} for topic, a in zip(TOPICS, expected, strict=False)]
     assert sum(right) > len(right) / 2, right
     same = [a["answer"] == b["answer"] for a, b in zip(expected, answered, strict=True)]
-    print(f"{name}: {sum(same)} of {len(same)} answers equal to the letter, in {time.monotonic() - began:.0f} s")
+    print(
+        f"{name}, {ENGINE}: {sum(same)} of {len(same)} answers equal to the letter, in {time.monotonic() - began:.0f} s"
+    )
     for a, b in zip(expected, answered, strict=True):
         assert [source[0] for source in a["sources"]] == [source[0] for source in b["sources"]]
         assert [source[1] for source in a["sources"]] == pytest.approx([source[1] for source in b["sources"]], abs=1e-6)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
 from collections.abc import Iterator
@@ -14,6 +15,7 @@ import pytest
 
 from kit.deployed import Home, deployed, invoke
 from patchwork_adapters import RemoteRunnable
+from patchwork_serving.ray_cluster import UNHURRIED
 
 pytestmark = [pytest.mark.ray]
 
@@ -88,6 +90,15 @@ def test_two_applications_have_paths_of_their_own_and_one_has_the_root(home: Hom
     assert invoke(root, QUESTIONS[0]) == invoke(f"{root}/own", QUESTIONS[0])
 
 
+@pytest.mark.skipif(not hasattr(os, "SCHED_BATCH"), reason="Linux has it")
+def test_no_replica_interrupts_what_computes(home: Home, url: str) -> None:
+    """And what runs on our Ray, Serve's controller among it, was given its interval."""
+    assert httpx.get(f"{url}/info").status_code == 200
+    assert {os.sched_getscheduler(one.pid) for one in home.replicas("")} == {os.SCHED_BATCH}
+    told = {one.environ().get("RAY_SERVE_CONTROL_LOOP_INTERVAL_S") for one in home.replicas("")}
+    assert told == {UNHURRIED["RAY_SERVE_CONTROL_LOOP_INTERVAL_S"]}
+
+
 def wait_for(url: str, status: int, timeout_s: float = 20.0) -> None:
     """Serve's proxy learns of a changed route within moments."""
     deadline = time.monotonic() + timeout_s
@@ -97,7 +108,6 @@ def wait_for(url: str, status: int, timeout_s: float = 20.0) -> None:
 
 
 def test_ctrl_c_leaves_nothing_running(tmp_path: Path) -> None:
-    import os
     import signal
     import subprocess
 

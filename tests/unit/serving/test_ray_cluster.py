@@ -50,7 +50,12 @@ def test_a_policy_that_somebody_chose_stays(child: subprocess.Popen[str]) -> Non
     assert policy_below(child) == os.SCHED_IDLE
 
 
-def test_a_process_that_has_ended_is_nobodys_concern(child: subprocess.Popen[str]) -> None:
-    child.kill()
-    child.wait()
+def test_where_it_is_forbidden_all_stays_as_it_is(
+    child: subprocess.Popen[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def forbidden(*_: object) -> None:
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(os, "sched_setscheduler", forbidden)
     let_compute_finish(child.pid)
+    assert policy_below(child) == os.SCHED_OTHER
