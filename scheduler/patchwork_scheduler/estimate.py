@@ -101,7 +101,7 @@ class Ahead:
     high_work_s: float  #: not exceeded by QUANTILE of the requests: branches and long outputs that nobody can foresee
     time_s: float
     demand: Mapping[str, float]  #: component -> seconds of a replica
-    samples: int = ENOUGH  #: requests that high_work_s is taken of
+    samples: int = ENOUGH  #: requests seen, of which high_work_s is taken
 
     @property
     def known(self) -> bool:
@@ -193,7 +193,7 @@ class Estimates:
                 max(knowledge.recent.quantile(), knowledge.work.mean),
                 knowledge.time.mean,
                 knowledge.demand,
-                len(knowledge.recent),
+                knowledge.work.count,
             )
         return knowledge.ahead
 

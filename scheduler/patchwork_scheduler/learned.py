@@ -25,6 +25,8 @@ STRETCHES = 64
 ENOUGH_STRETCHES = 8
 #: A stretch is closed at the first event after so many seconds: many steps, yet short enough that their company hardly changes.
 STRETCH_S = 0.25
+#: Weight of the assumption that company costs a step nothing, against stretches that tell: it decides where none had any company.
+ALONE_PRIOR = 0.1
 #: What an engine tells of one step comes within so many seconds.
 SAME_STEP_S = 0.002
 #: Output tokens of a call about which nothing is known.
@@ -162,11 +164,17 @@ class LearnedTokenCost:
 
 
 def _fitted(stretches: deque[Stretch], call_s: float) -> TokenCost:
-    """Least squares of the relative error; what comes out negative is left out. ``call_s`` is kept where no stretch tells of it."""
+    """Least squares of the relative error; what comes out negative is left out. ``call_s`` is kept where no stretch tells of it.
+
+    Of calls that ran alone nobody can tell what a step costs from what each sequence in it does. Then it is the step, as in engines
+    that read their weights: who takes the company to be dear lets none in, and never learns better.
+    """
     rows = np.array([(_only_decoding(one), one.decoded, one.prefilled, one.idle) for one in stretches], float)
     rows /= np.array([[one.seconds] for one in stretches])
+    prior = [0.0, ALONE_PRIOR * float(np.linalg.norm(rows[:, 1])), 0.0, 0.0]
+    rows, ones = np.vstack([rows, prior]), np.append(np.ones(len(stretches)), 0.0)
     tells = any(one.idle for one in stretches)
-    ones, free = np.ones(len(stretches)), [0, 1, 2, 3] if tells else [0, 1, 2]
+    free = [0, 1, 2, 3] if tells else [0, 1, 2]
     solution = np.linalg.lstsq(rows[:, free], ones, rcond=None)[0]
     while len(free) > 1 and solution.min() < 0.0:
         free.pop(int(solution.argmin()))

@@ -46,7 +46,7 @@ class State(NamedTuple):
 
 
 #: Of the requests let in, to be in time, where a class does not say: docs/decisions/admission.md tells why no more.
-TARGET_SHARE = 0.9
+TARGET_SHARE = 0.8
 
 
 @dataclass(frozen=True, slots=True)

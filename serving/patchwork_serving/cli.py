@@ -201,7 +201,7 @@ def simulate(
     seed: Annotated[int, typer.Option("--seed", help="Equal seeds give equal results.")] = 0,
     target_share: Annotated[
         float | None,
-        typer.Option("--target-share", min=0, max=1, help="Of the requests let in, to be in time; default: 0.9."),
+        typer.Option("--target-share", min=0, max=1, help="Of the requests let in, to be in time; default: 0.8."),
     ] = None,
     step_tokens: Annotated[
         int | None, typer.Option("--step-tokens", min=1, help="Most tokens of one step of LLM engines; default: 8192.")

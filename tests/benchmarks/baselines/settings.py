@@ -28,7 +28,7 @@ def settings() -> list[Setting]:
     found += [_composed(replicas, ongoing) for replicas, ongoing in ((1, 100), (2, 100), (2, 16), (0, 100))]
     for system, given in (("ours-fifo", {"scheduler": {"policy": "fifo", "admission": "off"}}), ("ours", {})):
         found += [_ours(system, f"{n} ingress", {"ingress_replicas": n, **given}) for n in (1, 2)]
-    for promised in (0.8, 0.98):  # what is refused and what is late (the deadline is --slo's)
+    for promised in (0.9, 0.98):  # what is refused and what is late (the deadline is --slo's)
         classes = {"normal": {"deadline": "60s", "target_share": promised, "default": True}}
         found.append(_ours("ours", f"1 ingress, {promised} promised", {"ingress_replicas": 1, "slo": classes}))
     return found

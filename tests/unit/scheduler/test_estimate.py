@@ -113,14 +113,16 @@ def test_a_branch_that_few_requests_take_is_in_what_may_lie_ahead() -> None:
     ahead = estimates.ahead(GRADE)
     assert ahead.work_s < 1.5
     assert ahead.high_work_s == pytest.approx(3.1)
-    assert ahead.samples == 99
+    assert ahead.samples == 100
 
 
 def test_the_first_request_found_everything_cold_and_is_not_what_may_lie_ahead() -> None:
     estimates = Estimates()
     for i in range(10):
         estimates.observe(visits(answer_s=1.0 if i else 9.0), finished=4.0)
-    assert estimates.ahead(GRADE).high_work_s < 5.0
+    ahead = estimates.ahead(GRADE)
+    assert ahead.high_work_s < 5.0
+    assert ahead.samples == 10  # it was seen, though: fifty requests are enough, the first among them
 
 
 @pytest.mark.parametrize("deadline", [0.0, -1.0, float("nan"), float("inf")])

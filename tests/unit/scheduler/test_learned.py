@@ -96,6 +96,21 @@ def test_a_token_engine_is_learnt_from_what_comes_out_of_it() -> None:
         assert found.step_s(prefill, sequences) == pytest.approx(ENGINE.step_s(prefill, sequences), rel=0.2)
 
 
+def test_as_long_as_calls_run_alone_company_is_taken_to_be_cheap_or_nobody_would_ever_try_it() -> None:
+    dear = TokenCost(base_s=0.007, prefill_s=2.4e-5, sequence_s=0.007)
+    learned = LearnedTokenCost()
+    alone = [one for one in driven(dear, rate=0.01, span_s=2000.0) if one.decoded <= one.steps * (1 + 1e-9)]
+    for stretch in alone:
+        learned.observe(stretch)
+    assert learned.cost is not None
+    assert learned.cost.step_s(0, 1) == pytest.approx(dear.step_s(0, 1), rel=0.1)
+    assert learned.cost.sequence_s < 0.1 * learned.cost.base_s
+    for stretch in driven(dear, rate=2.0, span_s=20.0):  # and is known for what it is soon after it came
+        learned.observe(stretch)
+    assert learned.cost.sequence_s == pytest.approx(dear.sequence_s, rel=0.15)
+    assert learned.cost.base_s == pytest.approx(dear.base_s, rel=0.25)
+
+
 def test_what_a_call_takes_before_its_engine_steps_is_learnt_and_kept_while_the_engine_is_never_idle() -> None:
     learned = LearnedTokenCost()
     found = driven(ENGINE, rate=0.5, span_s=60.0)
