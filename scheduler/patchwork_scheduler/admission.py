@@ -10,6 +10,7 @@ Prediction: a new request takes its own work, and on top the larger of two delay
 Delays of all requests that end are held against those predicted, and their ratio corrects later predictions: how much work of others
 delays a request depends on the engines (where prefills ride along with decodes, it is less than the work). Requests that came
 before anything was known, or found such requests there, are not held against it: nothing was predicted for what delayed them.
+What is held against it is in hindsight: the delay that would be predicted with what is known of a request's work by now.
 
 How much delay is allowed: what slows the mean request by a share slows one that takes a rare branch, or writes a long answer, by the same
 share. Nobody knows beforehand which one it will be. So a request may be stretched as far as the one with ``high_work_s`` can bear, or one
@@ -29,7 +30,7 @@ from functools import lru_cache
 from statistics import NormalDist
 from typing import Literal
 
-from patchwork_scheduler.estimate import ENOUGH, QUANTILE, Ahead
+from patchwork_scheduler.estimate import ENOUGH, NOTHING, QUANTILE, Ahead
 from patchwork_scheduler.model import SloClass
 
 #: Once shut, the door opens when the prediction is this much better than what shut it: no flapping at the threshold.
@@ -48,6 +49,8 @@ RATIO_LOW, RATIO_HIGH = 0.2, 5.0
 RATIO_PRIOR, PRIOR_DELAY = 20, 0.5
 #: Where less than this of the allowance was predicted, how much work a request happened to bring says more than how it was delayed.
 RATIO_TELLING = 0.25
+#: Of the margin, a late request says nothing whose delay, by what is known now, is so many times what it can bear: such are refused now.
+KNOWN_BETTER = 2.0
 #: The widest margin.
 MARGIN_HIGH = 1.5
 #: Step of the margin when a request misses; for one in time it is as much smaller as the share steered to is low.
@@ -91,7 +94,6 @@ class _Accepted:
     since: float
     work_s: float  #: expected at the door
     delay_s: float  #: predicted, before the ratio was applied
-    predicted_share: float  #: delay predicted, of what was allowed
     foreseen: bool  #: whether the work of this request and of all who were there was known
     whole: Mapping[str, float]  #: work that the request was expected to bring
     demand: Mapping[str, float] = field(default_factory=dict)  #: of it, still to be done
@@ -121,6 +123,7 @@ class Admission:
         self._shares: dict[str, float] = {one.name: 0.0 for one in classes}
         self._margins: dict[str, float] = {one.name: 1.0 for one in classes}
         self._missed = False  # whether any request that was let in ever did
+        self._latest: Ahead | None = None  # what is known of a new request by now
         # decayed means over requests that ended and tell something
         self._compared = 0
         self._delay_predicted = self._delay_real = 0.0
@@ -151,6 +154,8 @@ class Admission:
         ``behind_s``: seconds of work of which this orchestrator does not know otherwise (reported by the replicas, from other doors).
         ``at_risk``: whether a request that waits is expected to miss (only the paper's rule asks).
         """
+        if ahead.known:
+            self._latest = ahead
         delay = max(self.delay_s(), behind_s) * self.ratio
         predicted = delay + ahead.work_s
         if self._mode == "open":
@@ -181,11 +186,12 @@ class Admission:
         if request_id in self._accepted:
             raise ValueError(f"request {request_id!r} is accepted already")
         delay = max(predicted_s - ahead.work_s, 0.0)
-        share = delay / max(self._allowed_s(slo, ahead, deadline - now), 1e-9)
         if not ahead.known:
             self._unknown.add(request_id)
+        else:
+            self._latest = ahead
         self._accepted[request_id] = _Accepted(
-            slo, deadline, now, ahead.work_s, delay / self.ratio, share, not self._unknown, ahead.demand
+            slo, deadline, now, ahead.work_s, delay / self.ratio, not self._unknown, ahead.demand
         )
         self.proceeded(request_id, ahead.demand, at)
         for name in self._shares:
@@ -222,16 +228,20 @@ class Admission:
         late = now > accepted.deadline
         if late and accepted.deadline - accepted.since < USUAL * accepted.slo.deadline_s:
             return  # its own client's hurry
+        delay = accepted.delay_s * self._hindsight(accepted)
+        allowed = self._allowed_s(accepted.slo, self._latest or NOTHING, accepted.deadline - accepted.since)
+        share = delay * self.ratio / max(allowed, 1e-9)
         if accepted.foreseen:
-            self._compare(accepted, now)
+            self._compare(accepted, delay, share, now)
         slo, margin = accepted.slo, self._margins.get(accepted.slo.name, 1.0)
         if late:
             self._missed = True
-            if accepted.predicted_share > RATIO_TELLING:  # else it had plenty of room, and no door could have helped it
+            # with little, it had plenty of room, and no door could have helped it; with too much, today's door would not have let it in
+            if share > RATIO_TELLING and share * margin <= KNOWN_BETTER:
                 self._margins[slo.name] = max(MARGIN_LOW, margin * (1.0 - MARGIN_STEP))
         else:
             step = MARGIN_STEP * AIM * (1.0 - slo.target_share)
-            most = MARGIN_HIGH if accepted.predicted_share > TELLING else max(margin, 1.0)
+            most = MARGIN_HIGH if share > TELLING else max(margin, 1.0)
             self._margins[slo.name] = min(most, margin * (1.0 + step))
 
     @property
@@ -255,8 +265,13 @@ class Admission:
             expected = sum(one.present for one in self._accepted.values() if one.at == component)
             assert abs(seconds - expected) < 1e-6 * max(1.0, expected), (component, seconds, expected)
 
-    def _compare(self, accepted: _Accepted, now: float) -> None:
-        if accepted.predicted_share < RATIO_TELLING and now <= accepted.deadline:
+    def _hindsight(self, accepted: _Accepted) -> float:
+        """How many times the work that it was thought to bring, when it was let in, requests are known to bring now."""
+        then, now = sum(accepted.whole.values()), 0.0 if self._latest is None else sum(self._latest.demand.values())
+        return now / then if then > 0.0 and now > 0.0 else 1.0
+
+    def _compare(self, accepted: _Accepted, delay: float, share: float, now: float) -> None:
+        if share < RATIO_TELLING and now <= accepted.deadline:
             return
         if not self._compared:
             self._delay_predicted = self._delay_real = max(PRIOR_DELAY * accepted.work_s, 1e-6)
@@ -264,7 +279,7 @@ class Admission:
         weight = max(RATIO_DECAY, 1.0 / (self._compared + RATIO_PRIOR))
         # Its own work was not the mean: means even that out. By how much it is late says little: what is late gives way to all others.
         real = min(now, accepted.deadline) - accepted.since - accepted.work_s
-        self._delay_predicted += weight * (accepted.delay_s - self._delay_predicted)
+        self._delay_predicted += weight * (delay - self._delay_predicted)
         self._delay_real += weight * (real - self._delay_real)
 
     def _allowed_s(self, slo: SloClass, ahead: Ahead, left_s: float) -> float:

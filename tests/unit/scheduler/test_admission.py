@@ -144,6 +144,32 @@ def test_a_rush_that_came_before_anything_was_known_says_nothing_of_how_well_del
     assert admission.ratio > 1.0
 
 
+def test_what_was_let_in_while_work_was_thought_to_be_cheap_is_held_against_what_is_known_now() -> None:
+    admission = door()
+    for i in range(10):
+        admission.accepted(f"r{i}", FAST, ahead(llm=0.02), 2.0, 0.0, 0.5 + admission.delay_s())
+    admission.decide(FAST, ahead(llm=0.4), 1.0, 3.0)
+    for i in range(10):
+        admission.finished(f"r{i}", 2.5)
+    assert (
+        0.5 < admission.ratio < 1.0
+    )  # in the mean 1.8 s of delay, by what is known now, and not 0.09; 1.5 s came of it
+
+
+def test_the_door_gets_no_stricter_by_misses_of_those_whom_it_would_refuse_by_now() -> None:
+    admission, cheap, dear = door(), Ahead(0.5, 1.0, 0.5, {"llm": 0.1}), Ahead(0.5, 1.0, 0.5, {"llm": 0.5})
+    for i in range(10):
+        admission.accepted(f"r{i}", FAST, cheap, 2.0, 0.0, 0.8)
+    admission.decide(FAST, dear, 1.0, 3.0)
+    for i in range(10):
+        admission.finished(f"r{i}", 2.5)  # by what is known now, 1.5 s of delay, of 0.5 that are allowed
+    assert admission.margin == 1.0
+    for i in range(10):  # by those whom it would let in again, it does
+        admission.accepted(f"s{i}", FAST, dear, 5.0, 3.0, 0.9)
+        admission.finished(f"s{i}", 5.5)
+    assert admission.margin < 0.9
+
+
 def test_a_class_that_promises_less_is_let_in_further_and_by_its_own_misses() -> None:
     strict, easy, never = (
         SloClass("strict", 2.0, target_share=0.98),
