@@ -26,7 +26,7 @@ TARGET = Path(__file__).parent / "chains" / "patient.py"
 @pytest.fixture(scope="module")
 def url(home: Home) -> Iterator[str]:
     config = home.path / "patchwork.yaml"
-    slo = "slo: {normal: {deadline: 3s, target_share: 0.9, default: true}}"
+    slo = "slo: {default: {deadline: 3s, target_share: 0.9, default: true}}"
     config.write_text(f"{slo}\ncomponents: {{llm: {{replicas: 2, slots: 1}}}}\n", encoding="utf-8")
     with deployed(home, str(TARGET), "--replicas", "2", "--config", str(config)) as made:
         yield made
