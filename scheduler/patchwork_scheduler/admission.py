@@ -149,7 +149,7 @@ class Admission:
     def decide(
         self, slo: SloClass, ahead: Ahead, now: float, deadline: float, *, behind_s: float = 0.0, at_risk: bool = False
     ) -> Decision:
-        """Admit, refuse or hold a request of class ``slo`` due at ``deadline``. Nothing is noted until :meth:`accepted`.
+        """Admit, refuse or hold a request of class ``slo`` due at ``deadline``. It is not in until :meth:`accepted`.
 
         ``behind_s``: seconds of work of which this orchestrator does not know otherwise (reported by the replicas, from other doors).
         ``at_risk``: whether a request that waits is expected to miss (only the paper's rule asks).
