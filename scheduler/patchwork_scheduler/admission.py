@@ -8,7 +8,8 @@ Prediction: a new request takes its own work, and on top the larger of two delay
   u * L seconds of work. The drain alone would miss this: those who come later slow the request down as well.
 
 Delays of all requests that end are held against those predicted, and their ratio corrects later predictions: how much work of others
-delays a request depends on the engines (where prefills ride along with decodes, it is less than the work). Requests that came
+delays a request depends on the engines (where prefills ride along with decodes, it is less than the work). The nearer a request came to
+what it can bear, the more it counts (late ones in full): those that found few there are delayed by whoever comes later. Requests that came
 before anything was known, or found such requests there, are not held against it: nothing was predicted for what delayed them.
 What is held against it is in hindsight: the delay that would be predicted with what is known of a request's work by now.
 
@@ -17,13 +18,14 @@ share. Nobody knows beforehand which one it will be. So a request may be stretch
 nearer to the mean where the class promises less. Of few requests ``high_work_s`` is the longest, perhaps one of a rush that found
 everything cold: it counts only once somebody missed. What is still not known is learnt as a margin, for each class by its own promise: it
 narrows when accepted requests miss more often than is steered to, widens slowly when requests that were let in late made it, and recovers
-where little goes on.
+where little goes on. Steered to are so many misses that a thousand requests, by chance, seldom have more than are promised.
 
 What is accepted is never dropped for what comes later: nothing here takes an acceptance back.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -46,17 +48,19 @@ UNKEEPABLE = 0.2
 RATIO_DECAY = 0.01
 RATIO_LOW, RATIO_HIGH = 0.2, 5.0
 #: What the ratio starts from: so many requests delayed as predicted, by half of their work.
-RATIO_PRIOR, PRIOR_DELAY = 20, 0.5
+RATIO_PRIOR, PRIOR_DELAY = 10, 0.5
 #: Where less than this of the allowance was predicted, how much work a request happened to bring says more than how it was delayed.
 RATIO_TELLING = 0.25
 #: Of the margin, a late request says nothing whose delay, by what is known now, is so many times what it can bear: such are refused now.
 KNOWN_BETTER = 2.0
 #: The widest margin.
 MARGIN_HIGH = 1.5
-#: Step of the margin when a request misses; for one in time it is as much smaller as the share steered to is low.
+#: Step of the margin when a request misses; for one in time it is as much smaller as misses are to be fewer.
 MARGIN_STEP = 0.02
-#: Of the misses that the promise allows, those steered to: the share of a thousand requests scatters by some tenths of a per cent.
-AIM = 0.7
+#: Fewer misses are steered to than the promise allows: by so many standard deviations of the share that miss of so many requests.
+AIM_DEVIATIONS, AIM_REQUESTS = 1.8, 1000
+#: And no fewer than this part of them: few enough requests to keep a strict promise by would be none.
+AIM_LEAST = 0.5
 #: A request that was predicted to be delayed by less than this of its allowance widens the margin no further than to 1.
 TELLING = 0.6
 #: Weight of a new admission in the shares of classes.
@@ -240,7 +244,8 @@ class Admission:
             if share > RATIO_TELLING and share * margin <= KNOWN_BETTER:
                 self._margins[slo.name] = max(MARGIN_LOW, margin * (1.0 - MARGIN_STEP))
         else:
-            step = MARGIN_STEP * AIM * (1.0 - slo.target_share)
+            missed = _steered(slo.target_share)
+            step = MARGIN_STEP * missed / (1.0 - missed)
             most = MARGIN_HIGH if share > TELLING else max(margin, 1.0)
             self._margins[slo.name] = min(most, margin * (1.0 + step))
 
@@ -271,12 +276,15 @@ class Admission:
         return now / then if then > 0.0 and now > 0.0 else 1.0
 
     def _compare(self, accepted: _Accepted, delay: float, share: float, now: float) -> None:
-        if share < RATIO_TELLING and now <= accepted.deadline:
+        late = now > accepted.deadline
+        if share < RATIO_TELLING and not late:
             return
         if not self._compared:
             self._delay_predicted = self._delay_real = max(PRIOR_DELAY * accepted.work_s, 1e-6)
         self._compared += 1
-        weight = max(RATIO_DECAY, 1.0 / (self._compared + RATIO_PRIOR))
+        # who found few there is delayed by whoever comes later: the ratio is to be right near the limit
+        telling = 1.0 if late else min(share, 1.0) ** 2
+        weight = telling * max(RATIO_DECAY, 1.0 / (self._compared + RATIO_PRIOR))
         # Its own work was not the mean: means even that out. By how much it is late says little: what is late gives way to all others.
         real = min(now, accepted.deadline) - accepted.since - accepted.work_s
         self._delay_predicted += weight * (delay - self._delay_predicted)
@@ -296,6 +304,13 @@ class Admission:
         if self._shares.get(slo.name, 0.0) < slo.share:
             return 1.0
         return max(1.0 - PRIORITY_STEP * (self._top - slo.priority), 0.1)
+
+
+@lru_cache(maxsize=64)
+def _steered(target_share: float) -> float:
+    """The share of accepted requests that is meant to miss, so that of AIM_REQUESTS seldom more do than the promise allows."""
+    allowed = max(1.0 - target_share, 0.0)
+    return max(allowed - AIM_DEVIATIONS * math.sqrt(allowed * target_share / AIM_REQUESTS), AIM_LEAST * allowed)
 
 
 @lru_cache(maxsize=64)

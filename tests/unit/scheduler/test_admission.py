@@ -115,17 +115,24 @@ def test_misses_narrow_the_margin_and_requests_in_time_widen_it() -> None:
     assert narrowed < admission.margin < 1.0
 
 
-def test_the_margin_is_steered_to_fewer_misses_than_are_promised() -> None:
+@pytest.mark.parametrize(
+    ("target_share", "too_many", "few_enough"),
+    [(0.98, 50, 100), (0.98, 60, 100), (0.8, 5, 6)],  # what is promised itself leaves nothing for a run of bad luck
+)
+def test_the_margin_is_steered_to_fewer_misses_than_are_promised_the_nearer_the_more_are(
+    target_share: float, too_many: int, few_enough: int
+) -> None:
+    slo = replace(FAST, target_share=target_share)
+
     def narrowed(late_of: int) -> bool:
-        admission = door()
+        admission = door(slo)
         for i in range(late_of * 10):
-            admission.accepted(f"r{i}", FAST, ahead(), i + 2.0, float(i), 1.9)
+            admission.accepted(f"r{i}", slo, ahead(), i + 2.0, float(i), 1.9)
             admission.finished(f"r{i}", i + (2.5 if i % late_of == 0 else 1.5))
         return admission.margin < 1.0
 
-    assert narrowed(50)  # one in fifty is what is promised: nothing would be left for a run of bad luck
-    assert narrowed(60)
-    assert not narrowed(80)
+    assert narrowed(too_many)
+    assert not narrowed(few_enough)
 
 
 def test_a_rush_that_came_before_anything_was_known_says_nothing_of_how_well_delays_are_predicted() -> None:
@@ -270,7 +277,7 @@ def test_the_longest_of_few_requests_says_nothing_of_the_rare_one_until_somebody
 
 def test_delays_that_prove_smaller_than_the_work_of_others_are_predicted_smaller() -> None:
     admission = door()
-    for i in range(200):
+    for i in range(600):
         admission.accepted(f"r{i}", FAST, ahead(), i + 2.0, float(i), 0.5 + 1.0 * admission.ratio)
         admission.finished(f"r{i}", i + 1.0)  # half a second of delay, of the second predicted
         admission.check_invariants()
@@ -279,6 +286,23 @@ def test_delays_that_prove_smaller_than_the_work_of_others_are_predicted_smaller
     decision = admission.decide(FAST, ahead(), 0.0, 2.0)
     assert isinstance(decision, Admit)
     assert decision.predicted_s == pytest.approx(0.5 + 2.0 * admission.ratio)
+
+
+def test_the_ratio_is_that_of_those_who_came_near_their_limit() -> None:
+    admission = door()
+    for i in range(400):  # found little, and were delayed by those who came later; found much, and were delayed no more
+        for predicted, name in ((0.8, "few"), (1.5, "many")):
+            admission.accepted(f"{name}{i}", FAST, ahead(), i + 2.0, float(i), 0.5 + predicted * admission.ratio)
+            admission.finished(f"{name}{i}", i + 0.5 + 0.8)
+    assert admission.ratio < 0.65  # 1.6 / 2.3 in the mean of all, 0.8 / 1.5 near the limit
+
+
+def test_a_late_request_counts_in_full_however_little_was_predicted() -> None:
+    admission = door()
+    for i in range(50):
+        admission.accepted(f"r{i}", FAST, ahead(), i + 2.0, float(i), 0.5 + 0.1 * admission.ratio)
+        admission.finished(f"r{i}", i + 2.1)
+    assert admission.ratio > 3.0
 
 
 def test_how_late_a_late_request_was_does_not_count() -> None:
