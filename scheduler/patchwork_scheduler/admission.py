@@ -48,9 +48,11 @@ UNKEEPABLE = 0.2
 RATIO_DECAY = 0.01
 RATIO_LOW, RATIO_HIGH = 0.2, 5.0
 #: What the ratio starts from: so many requests delayed as predicted, by half of their work.
-RATIO_PRIOR, PRIOR_DELAY = 10, 0.5
+RATIO_PRIOR, PRIOR_DELAY = 8, 0.5
 #: Where less than this of the allowance was predicted, how much work a request happened to bring says more than how it was delayed.
 RATIO_TELLING = 0.25
+#: From this part of the allowance on it counts in full, and with less by the square of how near it came to this.
+NEAR = 0.8
 #: Of the margin, a late request says nothing whose delay, by what is known now, is so many times what it can bear: such are refused now.
 KNOWN_BETTER = 2.0
 #: The widest margin.
@@ -283,7 +285,7 @@ class Admission:
             self._delay_predicted = self._delay_real = max(PRIOR_DELAY * accepted.work_s, 1e-6)
         self._compared += 1
         # who found few there is delayed by whoever comes later: the ratio is to be right near the limit
-        telling = 1.0 if late else min(share, 1.0) ** 2
+        telling = 1.0 if late else min(share / NEAR, 1.0) ** 2
         weight = telling * max(RATIO_DECAY, 1.0 / (self._compared + RATIO_PRIOR))
         # Its own work was not the mean: means even that out. By how much it is late says little: what is late gives way to all others.
         real = min(now, accepted.deadline) - accepted.since - accepted.work_s
