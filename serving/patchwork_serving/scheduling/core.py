@@ -139,6 +139,7 @@ class Scheduling:
 
     def begin(self, call: LeafCall, now: float) -> Step:
         """A leaf is called."""
+        prefix = keys_of(call) if self._can_choose_by_prefix(call.component) else ()
         with self._lock:
             request = call.request
             run_id = request.run_id if request else ""
@@ -157,8 +158,7 @@ class Scheduling:
             )
             step = Step(
                 call.component, site, call.size, payload_bytes, predicted, due, work_s, work_s - predicted.alone_s,
-                journey, stay, next(self._numbers),
-                keys_of(run_id, call.payload) if call.component in self._prefixes else (),
+                journey, stay, next(self._numbers), prefix,
             )  # fmt: skip
             if self._holds:
                 self._under_way.add(step.number)
@@ -172,7 +172,7 @@ class Scheduling:
             replicas = self._replicas_at(step.component, now)
             if step.failed_at and not replicas.has_others(step.failed_at):
                 step.failed_at.clear()
-            memory = self._prefixes.get(step.component) if len(replicas) > 1 else None
+            memory = self._prefixes.get(step.component) if step.prefix and len(replicas) > 1 else None
             saved_s = memory.saved_s(step.prefix, step.predicted.alone_s) if memory else None
             return replicas.send(call_id, step.predicted, now, saved_s, step.failed_at)
 
@@ -285,6 +285,10 @@ class Scheduling:
         return found
 
     # -- inside the lock -------------------------------------------------------------------------------------------
+
+    def _can_choose_by_prefix(self, component: str) -> bool:
+        replicas = self._replicas.get(component) if component in self._prefixes else None
+        return replicas is not None and len(replicas) > 1
 
     def _site(self, call: LeafCall) -> str:
         """The call-site that the call counts for. What a client sends decides which there are, in some chains: not without end."""

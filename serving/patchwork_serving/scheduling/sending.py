@@ -19,6 +19,7 @@ class Sending:
     component: str
     replica: str  #: name in the router, ``component#unique id``; empty while no replica is known
     predicted: Predicted
+    saved_s: float = 0.0  #: of what is predicted, by what the replica had seen of the prompt
     over: bool = False
 
     @property
@@ -72,7 +73,7 @@ class Replicas:
         name = self.router.choose(predicted.occupied_s, now, saved_s=saved_s, exclude=exclude) or ""
         if name:
             self.router.sent(name, call_id, predicted.occupied_s, now, alone_s=predicted.alone_s)
-        return Sending(call_id, self.component, name, predicted)
+        return Sending(call_id, self.component, name, predicted, saved_s.get(name, 0.0) if saved_s else 0.0)
 
     def replied(self, sending: Sending, report: Report | None, now: float) -> None:
         """A reply came, perhaps from another replica than the one chosen (that one was gone when the call got to it)."""
@@ -84,8 +85,8 @@ class Replicas:
             return
         self._queued[name] = now + report.queued_s
         self._least_queued = None
-        alone = sending.predicted.alone_s
-        # in company a call takes longer without the replica being slow
+        alone = sending.predicted.alone_s - (sending.saved_s if name == sending.replica else 0.0)
+        # in company a call takes longer without the replica being slow, and what it had kept does not make it a faster one
         ratio = report.service_s / alone if report.batch <= 1 and alone > 0.0 else None
         self.router.replied(name, sending.call_id, now, backlog_s=report.queued_s + report.running_s, ratio=ratio)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from patchwork_adapters import codec
 from patchwork_adapters.context import RequestContext
 from patchwork_adapters.graph import END, START, CallSite, ComponentGraph, Edge
 from patchwork_adapters.transport import LeafCall
@@ -49,9 +50,9 @@ class World:
         self.it.finished(run_id, now, whole=True)
 
 
-def leaf_call(run_id: str, site: str = "answer", component: str = "llm") -> LeafCall:
+def leaf_call(run_id: str, site: str = "answer", component: str = "llm", payload: bytes | None = None) -> LeafCall:
     request = RequestContext("same-id-from-the-client", run_id, deadline=100.0, slo="fast", slo_deadline=50.0)
-    return LeafCall(component, "leaf", "chat", run_id.ljust(400).encode(), site=site, request=request)
+    return LeafCall(component, "leaf", "chat", payload or run_id.ljust(400).encode(), site=site, request=request)
 
 
 def prediction(world: World, site: str, loop: int = 0) -> dict[str, float]:
@@ -337,6 +338,32 @@ def test_a_prompt_goes_where_its_beginning_is_once_that_is_seen_to_help() -> Non
         step, sending = world.call(f"s{n}", now, "think")
         world.answer(step, sending, now + 1.0, 1.0)
         assert world.call(f"s{n}", now + 2.0, "think")[1].hint == sending.hint
+
+
+def test_a_question_about_a_document_goes_where_an_earlier_one_went_whoever_asks() -> None:
+    world = World("a", "b", llms=["llm"])
+
+    def ask(document: int, question: str, now: float) -> tuple[Step, Sending]:
+        text = f"{document}. " + "It is said that " * 200
+        payload = codec.encode({"body": {"messages": [{"role": "user", "content": f"{text}\n{question}"}]}})
+        step = world.it.begin(leaf_call(f"r{now}", payload=payload), now)
+        return step, world.it.send(step, f"call{now}", now)
+
+    world.answer(*ask(-1, "Who?", 0.0), 1.0, 1.0)  # the first call tells which replicas there are
+    went = {}
+    for document in range(8):
+        step, sending = ask(document, "Who?", 10.0 + document)
+        world.answer(step, sending, 11.0 + document, 1.0)
+        went[document] = sending.hint
+    assert set(went.values()) == {"a", "b"}
+    for turn, question in enumerate(("Why?", "Since when?", "And who says so?")):
+        for document in (3, 0, 7, 5, 1, 6, 2, 4):
+            now = 100.0 * (turn + 1) + document
+            step, sending = ask(document, question, now)
+            world.answer(step, sending, now + 0.6, 0.6)
+            assert turn == 0 or sending.hint == went[document]  # in the first it is found out what it is worth
+            went[document] = sending.hint
+    assert set(went.values()) == {"a", "b"}
 
 
 def test_where_a_repeat_saves_nothing_calls_take_turns() -> None:
