@@ -47,12 +47,23 @@ class Part:
 
 
 class VirtualStack:
-    """``start``, then for each request :meth:`enter`, :meth:`call` and :meth:`leave`; ``close``."""
+    """``start``, then for each request :meth:`enter`, :meth:`call` and :meth:`leave`; ``close``.
+
+    ``profiled``: whether what LLMs cost is known beforehand.
+    """
 
     def __init__(
-        self, loop: VirtualLoop, parts: Mapping[str, Part], slo: SloClass, *, policy: str, admission: Setting
+        self,
+        loop: VirtualLoop,
+        parts: Mapping[str, Part],
+        slo: SloClass,
+        *,
+        policy: str,
+        admission: Setting,
+        profiled: bool = True,
     ) -> None:
         self.loop = loop
+        self._profiled = profiled
         self.parts = parts
         self.slo = slo
         self._order = policy_by_name(policy)
@@ -65,7 +76,8 @@ class VirtualStack:
         llms = {name for name, part in parts.items() if isinstance(part.cost, TokenCost)}
         self.scheduling = Scheduling(
             {slo.name: slo}, {name: part.replicas for name, part in parts.items()}, admission=admission,
-            costs={name: part.cost for name, part in parts.items()}, replicas_of=self._names.__getitem__, llms=llms,
+            costs={name: part.cost for name, part in parts.items() if profiled or name not in llms},
+            replicas_of=self._names.__getitem__, llms=llms,
             slots={name: parts[name].batch for name in llms},
             batches={name: part.batch for name, part in parts.items() if name not in llms},
         )  # fmt: skip
@@ -130,8 +142,8 @@ class VirtualStack:
         if isinstance(cost, TokenCost):
             llm = EmulatedLlm(cost, part.wish, name=replica, profile="it", slots=part.batch, clock=clock)
             return ContinuousHost(
-                llm, CallQueue(order, max_batch=1), order, replica=replica, slots=part.batch, cost=cost,
-                bounded=order.heeds_deadlines, clock=clock,
+                llm, CallQueue(order, max_batch=1), order, replica=replica, slots=part.batch,
+                cost=cost if self._profiled else None, bounded=order.heeds_deadlines, clock=clock,
             )  # fmt: skip
         rows = [{"batch": size, "seconds": seconds} for size, seconds in zip(cost.sizes, cost.seconds, strict=True)]
         engine = EmulatedEmbedder(BatchTimes(rows), name=replica, profile="it", dim=4, wish=part.wish, clock=clock)
