@@ -61,7 +61,7 @@ MARGIN_HIGH = 1.5
 MARGIN_STEP = 0.02
 #: Fewer misses are steered to than the promise allows: by so many standard deviations of the share that miss of so many requests.
 AIM_DEVIATIONS, AIM_REQUESTS = 1.8, 1000
-#: And no fewer than this part of them: few enough requests to keep a strict promise by would be none.
+#: And no fewer than this part of what is allowed: the deviations of a very strict promise are more than the promise itself.
 AIM_LEAST = 0.5
 #: A request that was predicted to be delayed by less than this of its allowance widens the margin no further than to 1.
 TELLING = 0.6

@@ -31,13 +31,16 @@ from functools import lru_cache, partial
 from pathlib import Path as File
 from typing import Any
 
+sys.path.insert(0, str(File(__file__).parents[1]))
+
 import bench_overload
 import results
 import scheduler_choices
 import scheduler_decisions
 from scheduler_bound import WINDOW_S, bound
-from scheduler_graphs import GRAPHS, TOKEN_BUDGET, costs, crag, plan
+from scheduler_graphs import GRAPHS, costs
 
+from kit.scheduled_graphs import TOKEN_BUDGET, crag, plan
 from patchwork_scheduler.cost import BatchCost, TokenCost
 from patchwork_scheduler.model import SloClass
 from patchwork_scheduler.results import Results
@@ -175,9 +178,12 @@ def joined(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
     return {"graphs": {**old.get("graphs", {}), **new["graphs"]}, "targets": targets(rows), "rows": rows}
 
 
-def all_rows(old: list[dict[str, Any]], new: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    again = {(row["graph"], row["arrivals"]) for row in new}
-    return [row for row in old if (row["graph"], row["arrivals"]) not in again] + new
+def all_rows(
+    old: list[dict[str, Any]], new: list[dict[str, Any]], by: tuple[str, ...] = ("graph", "arrivals")
+) -> list[dict[str, Any]]:
+    """The new ones, and of the old ones those that are not the same ``by``."""
+    again = {tuple(row[key] for key in by) for row in new}
+    return [row for row in old if tuple(row[key] for key in by) not in again] + new
 
 
 def _job(job: tuple[Case, str], *, traces: File, loads: tuple[float, ...]) -> list[dict[str, Any]]:
@@ -242,7 +248,7 @@ def seeds(args: argparse.Namespace) -> dict[str, Any]:
             f"{row['graph']} {row['target_share']} {row['load']}: attained {row['attained_share']:.1%}, missed of accepted"
             f" {row['missed_share_of_accepted']:.2%}, worst {row['worst_missed_share_of_accepted']:.2%}"
         )
-    return {"seeds": len(SEEDS), "rows": all_rows_by_graph(earlier(args.output, args.part).get("rows", []), rows)}
+    return {"seeds": len(SEEDS), "rows": all_rows(earlier(args.output, args.part).get("rows", []), rows, by=("graph",))}
 
 
 def _seeded(job: tuple[Case, float]) -> dict[str, Any]:
@@ -258,11 +264,6 @@ def _seeded(job: tuple[Case, float]) -> dict[str, Any]:
         "attained_share": sum(run.attained_share for run in runs) / len(runs),
         "missed_share_of_accepted": sum(missed) / len(missed), "worst_missed_share_of_accepted": max(missed),
     }  # fmt: skip
-
-
-def all_rows_by_graph(old: list[dict[str, Any]], new: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    again = {row["graph"] for row in new}
-    return [row for row in old if row["graph"] not in again] + new
 
 
 def steps(args: argparse.Namespace) -> dict[str, Any]:

@@ -51,8 +51,8 @@ def _prompt_of(call: LeafCall) -> bytes:
         if call.method in ("chat", "complete"):
             body = codec.decode(call.payload, allow_pickle=False)["body"]
             return _text_of(body).encode("utf-8", "surrogatepass")
-    except (CodecError, KeyError, TypeError):
-        pass  # a leaf of the user's own
+    except (AttributeError, CodecError, KeyError, TypeError):
+        pass  # a leaf of the user's own, or a body that the engine will refuse
     return call.payload
 
 

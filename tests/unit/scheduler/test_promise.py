@@ -8,23 +8,14 @@ from __future__ import annotations
 
 import pytest
 
+from kit.scheduled_graphs import crag, plan
 from patchwork_scheduler.cost import BatchCost, TokenCost
 from patchwork_scheduler.model import SloClass
 from patchwork_scheduler.results import Results
-from patchwork_scheduler.simulate import ComponentPlan, Setup, closed_loop, simulate, unloaded_s
-from patchwork_scheduler.workload import Site, Way, Workload, poisson
+from patchwork_scheduler.simulate import closed_loop, simulate, unloaded_s
+from patchwork_scheduler.workload import poisson
 
-CRAG = Workload(
-    "embed",
-    [
-        Site("embed", "embedder", ways=(Way("search", 1.0),)),
-        Site("search", "retriever", ways=(Way("grade", 1.0),)),
-        Site("grade", "small", fan=4, prompt_tokens=600, output_tokens=4, ways=(Way("rewrite", 0.3), Way("answer", 0.7))),
-        Site("rewrite", "small", prompt_tokens=120, output_tokens=32, output_spread=0.3, ways=(Way("web", 1.0),)),
-        Site("web", "web", ways=(Way("answer", 1.0),)),
-        Site("answer", "large", prompt_tokens=1500, output_tokens=128, output_spread=0.3),
-    ],
-)  # fmt: skip
+CRAG, PLAN = crag(), plan()
 COSTS: dict[str, BatchCost | TokenCost] = {
     "embedder": BatchCost((1, 256), (0.0023, 0.0026)),
     "retriever": BatchCost((1, 2), (0.0012, 0.0024)),
@@ -32,10 +23,6 @@ COSTS: dict[str, BatchCost | TokenCost] = {
     "small": TokenCost(0.0035, 1.09e-5, 4.2e-6, 3.6e-8, call_s=0.0076),
     "large": TokenCost(0.0069, 2.41e-5, 4.5e-6, 4.1e-8, call_s=0.0046),
 }
-PLAN = {
-    "embedder": ComponentPlan(1, max_batch=64), "retriever": ComponentPlan(1, max_batch=8), "web": ComponentPlan(24, max_batch=1),
-    "small": ComponentPlan(2, token_budget=2048), "large": ComponentPlan(4, token_budget=2048),
-}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -44,9 +31,9 @@ def capacity() -> float:
     return closed.offered / closed.end
 
 
-def run(rate: float, target_share: float, seed: int, requests: int, setup: Setup) -> Results:
+def run(rate: float, target_share: float, seed: int, requests: int) -> Results:
     slo = SloClass("s", 2.0 * unloaded_s(CRAG, PLAN, COSTS), target_share=target_share)
-    return simulate(CRAG, PLAN, COSTS, poisson(rate, seed), slo, setup=setup, requests=requests, seed=seed)
+    return simulate(CRAG, PLAN, COSTS, poisson(rate, seed), slo, requests=requests, seed=seed)
 
 
 @pytest.mark.parametrize("target_share", [0.98, 0.8])
@@ -55,8 +42,8 @@ def test_at_three_times_capacity_no_more_are_late_than_promised_and_goodput_is_k
 ) -> None:
     late = accepted = in_time = in_time_at_capacity = 0
     for seed in (1, 2, 3):
-        over = run(3.0 * capacity, target_share, seed, 3000, Setup())
-        at = run(capacity, target_share, seed, 1000, Setup())
+        over = run(3.0 * capacity, target_share, seed, 3000)
+        at = run(capacity, target_share, seed, 1000)
         late, accepted = late + over.missed, accepted + over.accepted
         in_time, in_time_at_capacity = in_time + over.attained, in_time_at_capacity + at.attained
     # of some 1,400 (1,800) that were let in; a promise of 2 % is one of 28, which scatter by five

@@ -73,6 +73,13 @@ def test_a_payload_that_is_nobodys_prompt_is_known_as_it_is() -> None:
     assert len(keys_of(own)) == 2
 
 
+@pytest.mark.parametrize(
+    "body", [{"messages": ["x"]}, {"messages": None}, {"messages": [{"content": None}]}, ["x"], "x", None]
+)
+def test_a_body_that_the_engine_will_refuse_is_no_error_here(body: Any) -> None:
+    assert len(keys_of(LeafCall("llm", "leaf", "chat", codec.encode({"body": body})))) == 1
+
+
 def test_until_it_is_measured_a_beginning_only_decides_among_equals() -> None:
     memory = PrefixMemory()
     first, second = (keys_of(by_engine(messages=asked(DOCUMENT, question))) for question in ("Who?", "Why?"))
