@@ -81,8 +81,18 @@ def _options() -> argparse.Namespace:
     rates.add_argument("--rates", help="requests per second, ascending, with commas between")
     rates.add_argument("--loads", help="emulated engines: of what the LLM engines bear, ascending, with commas between")
     parser.add_argument("--medium", type=int, default=1, help="at which of them misses are compared, counted from 0")
-    parser.add_argument("--window", type=float, default=25.0, help="seconds of steady state of each load")
-    parser.add_argument("--warmup", type=float, default=5.0, help="seconds of each load that are not counted")
+    parser.add_argument(
+        "--window",
+        type=_seconds,
+        default=[25.0],
+        help="seconds of steady state of each load; or one for each, with commas",
+    )
+    parser.add_argument(
+        "--warmup",
+        type=_seconds,
+        default=[5.0],
+        help="seconds of each load that are not counted; or one for each, with commas",
+    )
     parser.add_argument("--learn", type=int, default=50, help="requests before the first load")
     parser.add_argument("--stream", type=float, default=10.0, help="seconds of streams at the lowest rate; 0: none")
     parser.add_argument("--unloaded", type=int, default=10, help="requests one by one, from which the SLO is told")
@@ -94,7 +104,7 @@ def _options() -> argparse.Namespace:
 def _conditions(engines: Engines, options: argparse.Namespace) -> dict[str, Any]:
     return {
         "engines": {"emulated": engines.emulated, "slower": engines.slower, "chat": engines.chat}, "arrivals": options.arrivals,
-        "window_s": options.window, "warmup_s": options.warmup, "medium": options.medium,
+        "window_s": _one_or_all(options.window), "warmup_s": _one_or_all(options.warmup), "medium": options.medium,
         "slo": f"{SLO_FACTOR:g} x the unloaded mean of whole, 1 process",
     }  # fmt: skip
 
@@ -111,7 +121,22 @@ def _loads(app: Application, engines: Engines, options: argparse.Namespace) -> L
     else:
         capacity = app.capacity_per_s(engines.slower)
         rates = [float(load) * capacity for load in options.loads.split(",")]
-    return Loads(rates, options.window, options.warmup, options.learn, options.stream, options.arrivals)
+    windows, warmups = (_for_each(given, len(rates)) for given in (options.window, options.warmup))
+    return Loads(rates, windows, warmups, options.learn, options.stream, options.arrivals)
+
+
+def _seconds(text: str) -> list[float]:
+    return [float(part) for part in text.split(",")]
+
+
+def _for_each(given: list[float], rates: int) -> list[float]:
+    if len(given) not in (1, rates):
+        raise SystemExit(f"{len(given)} windows or warm-ups for {rates} loads: give one, or one for each")
+    return given * rates if len(given) == 1 else given
+
+
+def _one_or_all(given: list[float]) -> float | list[float]:
+    return given[0] if len(given) == 1 else given
 
 
 def reference_mean(app: Application, engines: Engines, requests: int) -> float:

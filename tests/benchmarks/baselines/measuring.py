@@ -34,8 +34,8 @@ class Loads:
     """Requests per second, ascending, and how each is sent. Seconds."""
 
     rates: Sequence[float]
-    window_s: float
-    warmup_s: float  #: of each load
+    windows_s: Sequence[float]  #: one for each rate
+    warmups_s: Sequence[float]  #: before each window, with its rate; what is above what a system bears piles up in it
     learn: int  #: requests before the first load, at the second rate: connections, caches, estimates that must learn
     stream_s: float  #: how long streams are sent at the lowest rate, for first chunks; 0: not at all
     arrivals: str
@@ -43,11 +43,15 @@ class Loads:
 
 def measure(setting: Setting, app: Application, engines: Engines, slo_s: float, loads: Loads) -> dict[str, Any]:
     """What the comparison keeps of one setting; ``not_run`` with the reason where it did not start."""
-    options = LoadOptions(duration_s=loads.window_s, warmup_s=loads.warmup_s, slo_s=slo_s, timeout_s=PATIENCE * slo_s)
+    options = LoadOptions(slo_s=slo_s, timeout_s=PATIENCE * slo_s)
+    steps = [
+        replace(options, rate=rate, duration_s=window, warmup_s=warmup)
+        for rate, window, warmup in zip(loads.rates, loads.windows_s, loads.warmups_s, strict=True)
+    ]
     try:
         with setting.start(app, engines, slo_s) as served:
             _learn(served, app, loads, options, slo_s)
-            points = [_point(served, app, engines, loads, replace(options, rate=rate)) for rate in loads.rates]
+            points = [_point(served, app, engines, loads.arrivals, step) for step in steps]
             streams = None
             if loads.stream_s and app.streams:
                 slow = replace(options, rate=loads.rates[0], duration_s=loads.stream_s, warmup_s=2.0, stream=True)
@@ -67,14 +71,15 @@ def _learn(served: Served, app: Application, loads: Loads, options: LoadOptions,
     run_load(served.url, loads.arrivals, app.values(), load)
 
 
-def _point(served: Served, app: Application, engines: Engines, loads: Loads, options: LoadOptions) -> dict[str, Any]:
+def _point(served: Served, app: Application, engines: Engines, arrivals: str, options: LoadOptions) -> dict[str, Any]:
+    assert options.duration_s is not None
     parts = {**served.processes(), "load generator": [os.getpid()]}
     before = cpu_seconds(parts)
     ours = [psutil.Process(pid) for pids in parts.values() for pid in pids if psutil.pid_exists(pid)]
-    with CoresBusy(options.warmup_s, loads.window_s, ours) as busy:
-        report = run_load(served.url, loads.arrivals, app.values(), options, busy)
+    with CoresBusy(options.warmup_s, options.duration_s, ours) as busy:
+        report = run_load(served.url, arrivals, app.values(), options, busy)
     used = {part: seconds - before[part] for part, seconds in cpu_seconds(parts).items()}
-    sent = report.offered * (1 + options.warmup_s / loads.window_s)
+    sent = report.offered * (1 + options.warmup_s / options.duration_s)
     cores, of_it = busy.cores()
     document = report.to_json()
     print(
