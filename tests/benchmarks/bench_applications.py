@@ -8,7 +8,8 @@ compared. Every load is open; the SLO is twice the unloaded mean of ``whole`` wi
 
 The rates are one grid for all, from which come: the sustainable rate (the largest up to which 90 % are attained, interpolated between
 two of the grid), the goodput at the best and at the largest rate, and what was missed at each. ``--loads`` are multiples of the rate at
-which the first LLM engine would be full; ``--rates`` are requests per second. At the lowest rate streams are sent too: the first chunk of
+which the first LLM engine would be full, or with real engines of the rate of one request after another (whose mean the SLO is told from, so
+that both follow what the machine is that day); ``--rates`` are requests per second. At the lowest rate streams are sent too: the first chunk of
 an LCEL chain is the first piece of its answer, that of a graph what its first node returned.
 
 ``--systems``, ``--applications`` and ``--settings`` choose; results are merged into the file that is there, so that a long comparison can
@@ -52,7 +53,9 @@ def main() -> None:
             results.write(options.output, document)
         for setting in wanted(app, options):
             print(f"{name}: {setting.system}, {setting.name} (SLO {found['slo_s']:.2f} s)", file=sys.stderr)
-            run = measure(setting, app, engines, found["slo_s"], _loads(app, engines, options))
+            run = measure(
+                setting, app, engines, found["slo_s"], _loads(app, engines, options, found["unloaded_mean_s"])
+            )
             found["systems"].setdefault(setting.system, {})[setting.name] = run
             found["compared"] = compared(found["systems"], options.medium)
             results.write(options.output, document)
@@ -79,7 +82,10 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--settings", help="only these settings, with semicolons between")
     rates = parser.add_mutually_exclusive_group(required=True)
     rates.add_argument("--rates", help="requests per second, ascending, with commas between")
-    rates.add_argument("--loads", help="emulated engines: of what the LLM engines bear, ascending, with commas between")
+    rates.add_argument(
+        "--loads",
+        help="multiples of what the LLM engines bear, or real ones one by one; ascending, with commas between",
+    )
     parser.add_argument("--medium", type=int, default=1, help="at which of them misses are compared, counted from 0")
     parser.add_argument(
         "--window",
@@ -115,11 +121,11 @@ def wanted(app: Application, options: argparse.Namespace) -> list[Setting]:
     return [setting for setting in found if names is None or setting.name in names]
 
 
-def _loads(app: Application, engines: Engines, options: argparse.Namespace) -> Loads:
+def _loads(app: Application, engines: Engines, options: argparse.Namespace, unloaded_mean_s: float) -> Loads:
     if options.rates:
         rates = [float(rate) for rate in options.rates.split(",")]
     else:
-        capacity = app.capacity_per_s(engines.slower)
+        capacity = app.capacity_per_s(engines.slower) if engines.emulated else 1.0 / unloaded_mean_s
         rates = [float(load) * capacity for load in options.loads.split(",")]
     windows, warmups = (_for_each(given, len(rates)) for given in (options.window, options.warmup))
     return Loads(rates, windows, warmups, options.learn, options.stream, options.arrivals)

@@ -68,9 +68,21 @@ def _doors(facts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         "admission": next((one["admission"] for one in facts if "admission" in one), "off"),
         "decided": decided,
         "calls_shared": sum(one.get("calls_shared", 0) for one in facts),
+        "prefixes": _prefixes([one.get("prefixes", {}) for one in facts]),
         "doors": [{key: one[key] for key in _DOOR if key in one} for one in facts],
         "predictions": merged([one.get("predictions", ()) for one in facts]),
     }
+
+
+def _prefixes(told: Sequence[Mapping[str, Mapping[str, Any]]]) -> dict[str, dict[str, Any]]:
+    """Component -> ``PrefixMemory.facts`` of all replicas of the ingress, weighted by their calls."""
+    found: dict[str, dict[str, Any]] = {}
+    for name in sorted({name for one in told for name in one}):
+        ours = [one[name] for one in told if name in one]
+        calls = sum(one["calls"] for one in ours)
+        means = {key: sum(one["calls"] * one[key] for one in ours) / calls for key in ("seen_share", "saved_share")}
+        found[name] = {"calls": calls, **means}
+    return found
 
 
 class _Collected:

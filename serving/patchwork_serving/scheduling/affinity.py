@@ -77,6 +77,8 @@ class PrefixMemory:
     ratio: Learned = field(default_factory=Learned)
     share_squared: Learned = field(default_factory=Learned)
     product: Learned = field(default_factory=Learned)
+    calls: int = 0
+    seen: float = 0.0  #: sum over calls of the share of the prompt that their replica had seen
     _replicas_of: OrderedDict[int, tuple[str, ...]] = field(default_factory=OrderedDict)
 
     def saved_s(self, keys: Keys, alone_s: float) -> dict[str, float] | None:
@@ -88,8 +90,10 @@ class PrefixMemory:
 
     def observe(self, keys: Keys, replica: str, ratio: float | None) -> None:
         """A call was served by ``replica``. ``ratio``: its seconds over those predicted; None: it ran in company and tells nothing."""
+        share = self._shares(keys).get(replica, 0.0)
+        self.calls += 1
+        self.seen += share
         if ratio is not None:
-            share = self._shares(keys).get(replica, 0.0)
             for mean, value in (
                 (self.share, share), (self.ratio, ratio), (self.share_squared, share * share), (self.product, share * ratio),
             ):  # fmt: skip
@@ -101,6 +105,11 @@ class PrefixMemory:
             self._replicas_of.move_to_end(key)
         while len(self._replicas_of) > REMEMBERED:
             self._replicas_of.popitem(last=False)
+
+    def facts(self) -> dict[str, Any]:
+        """Calls, the mean share of their prompts that their replica had seen, and the part of a call that a whole prompt seen is taken to save."""
+        seen = self.seen / self.calls if self.calls else None
+        return {"calls": self.calls, "seen_share": seen, "saved_share": self._saved_by_all()}
 
     def _shares(self, keys: Keys) -> dict[str, float]:
         """Replica -> the part of the prompt, from its beginning, that it has seen."""

@@ -261,7 +261,10 @@ class Scheduling:
     def facts(self, now: float) -> dict[str, Any]:
         """For ``/info`` and metrics: admission, calibration, replicas. JSON."""
         with self._lock:
-            return {**self._door.facts(), "calls_shared": self.calls_shared, "predictions": self._predictions()}
+            prefixes = {name: memory.facts() for name, memory in self._prefixes.items() if memory.calls}
+            return {
+                **self._door.facts(), "calls_shared": self.calls_shared, "prefixes": prefixes, "predictions": self._predictions(),
+            }  # fmt: skip
 
     def told(self) -> tuple[Told, ...]:
         """The latest decisions, oldest first."""

@@ -120,3 +120,11 @@ def test_an_engine_that_keeps_no_prompts_saves_nothing() -> None:
         for question in ("Who?", "Why?"):
             memory.observe(keys_of(by_engine(messages=asked(f"{n}. {DOCUMENT}", question))), "a", 1.0)
     assert memory.saved_s(keys_of(by_engine(messages=asked(f"0. {DOCUMENT}", "How?"))), alone_s=1.0) is None
+
+
+def test_it_tells_how_often_prompts_came_to_where_their_beginnings_were() -> None:
+    memory = PrefixMemory()
+    document = keys_of(by_engine(messages=asked(DOCUMENT, "Who?")))
+    for replica in ("a", "b", "b", "a"):  # new to either once
+        memory.observe(document, replica, None)
+    assert memory.facts() == {"calls": 4, "seen_share": 0.5, "saved_share": CURIOSITY}

@@ -110,6 +110,18 @@ def test_one_that_has_judged_nothing_changes_nothing() -> None:
     assert answer == told(4, 2.0, 1.0)
 
 
+def test_what_replicas_had_seen_of_prompts_is_weighted_by_calls() -> None:
+    def knows(**prefixes: dict[str, float]) -> Account:
+        return Account("ingress", (), (), 0, {"prefixes": prefixes})
+
+    first = {"calls": 30, "seen_share": 0.8, "saved_share": 0.6}
+    second = {"calls": 10, "seen_share": 0.4, "saved_share": 0.0}
+    accounts = [knows(llm=first), knows(llm=second, grader=second), knows()]
+    found = together(accounts)["scheduler"]["prefixes"]
+    assert found["llm"] == pytest.approx({"calls": 40, "seen_share": 0.7, "saved_share": 0.45})
+    assert found["grader"] == second
+
+
 async def test_the_components_queues_are_gauges() -> None:
     first, _ = two_replicas()
     async with client(first) as http:
