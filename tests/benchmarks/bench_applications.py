@@ -7,14 +7,15 @@ Systems: ``whole`` (LangServe or FastAPI, N processes, models behind an OpenAI-c
 compared. Every load is open; the SLO is twice the unloaded mean of ``whole`` with one process, for everyone.
 
 The rates are one grid for all, from which come: the sustainable rate (the largest up to which 90 % are attained, interpolated between
-two of the grid), the goodput at the best and at the largest rate, and what was missed at each. ``--loads`` are multiples of the rate at
-which the first LLM engine would be full, or with real engines of the rate of one request after another (whose mean the SLO is told from, so
-that both follow what the machine is that day); ``--rates`` are requests per second. At the lowest rate streams are sent too: the first chunk of
-an LCEL chain is the first piece of its answer, that of a graph what its first node returned.
+two of the grid), the goodput at the best and at the largest rate, and what was missed at each. ``--rates`` are requests per second.
+``--loads`` are multiples of the rate at which the first LLM engine would be full; with real engines, of the rate of one request after
+another, whose mean the SLO is told from, so that both follow what the machine is that day. At the lowest rate streams are sent too: the
+first chunk of an LCEL chain is the first piece of its answer, that of a graph what its first node returned.
 
-``--systems``, ``--applications`` and ``--settings`` choose; results are merged into the file that is there, so that a long comparison can
-be made in parts. ``--ablation`` runs ours with one thing switched off at a time instead. Where more than 70 % of the cores were busy,
-``machine_was_the_limit`` says so: then the machine was measured, and nothing may be claimed of the system.
+``--systems`` (in the order given), ``--applications`` and ``--settings`` choose; results are merged into the file that is there, so that
+a long comparison can be made in parts. ``--ablation`` runs ours with one thing switched off at a time instead. Where more than 70 % of the
+cores were busy, ``machine_was_the_limit`` says so: then the machine was measured, and nothing may be claimed of the system.
+``fixed_work_s`` of each load tells how fast the machine was just before it.
 """
 
 from __future__ import annotations
@@ -116,7 +117,8 @@ def _conditions(engines: Engines, options: argparse.Namespace) -> dict[str, Any]
 
 
 def wanted(app: Application, options: argparse.Namespace) -> list[Setting]:
-    found = ablations(app) if options.ablation else [s for s in settings() if s.system in options.systems.split(",")]
+    systems = options.systems.split(",")
+    found = ablations(app) if options.ablation else [s for name in systems for s in settings() if s.system == name]
     names = options.settings.split(";") if options.settings else None
     return [setting for setting in found if names is None or setting.name in names]
 

@@ -4,10 +4,10 @@
 
 Some long documents, each with several questions, asked of some replicas of a real LLM that keep prompts, so many at once; documents take
 turns, so that the router has a choice each time. With ``scheduler.prefix_routing: false`` it goes by load alone, and a later question finds
-its document by chance: by one in ``--replicas`` the second one, more often each next one, as every replica comes to have it. Both sides in
-one run, one after the other, in ``--rounds`` turns, after other documents from which each learns what there is to learn. What is told is the
-latency and the processor time that the LLM's replicas took for a question: for first ones, whose beginning nobody has, and for later ones;
-and for ``on`` how much of later prompts their replica had seen, as the ingress counts it (``/info``).
+its document by chance: the second one by one in ``--replicas``, the next ones more often, as every replica comes to have it. Both sides in
+one run, one after the other, in ``--rounds`` turns, after other documents from which each learns what there is to learn. What is told is
+the latency and the processor time that the LLM's replicas took for a question: for first ones, whose beginning nobody has, and for later
+ones; and for ``on`` how much of later prompts their replica had seen, as the ingress counts it (``/info``).
 
 Where all later prompts are seen, ``first/later`` is what the engine's cache saves, which is the most that routing can give.
 """

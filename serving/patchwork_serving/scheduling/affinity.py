@@ -107,7 +107,7 @@ class PrefixMemory:
             self._replicas_of.popitem(last=False)
 
     def facts(self) -> dict[str, Any]:
-        """Calls, the mean share of their prompts that their replica had seen, and the part of a call that a whole prompt seen is taken to save."""
+        """Calls, the mean share of their prompts that their replica had seen, and the part of a call that seeing all of it saves."""
         seen = self.seen / self.calls if self.calls else None
         return {"calls": self.calls, "seen_share": seen, "saved_share": self._saved_by_all()}
 

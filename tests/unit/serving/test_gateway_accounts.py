@@ -6,6 +6,7 @@ import pickle
 from collections.abc import Callable
 
 import httpx
+import pytest
 from fastapi import FastAPI
 from prometheus_client.parser import text_string_to_metric_families
 
