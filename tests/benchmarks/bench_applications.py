@@ -15,7 +15,9 @@ first chunk of an LCEL chain is the first piece of its answer, that of a graph w
 ``--systems`` (in the order given), ``--applications`` and ``--settings`` choose; results are merged into the file that is there, so that
 a long comparison can be made in parts. ``--ablation`` runs ours with one thing switched off at a time instead. Where more than 70 % of the
 cores were busy, ``machine_was_the_limit`` says so: then the machine was measured, and nothing may be claimed of the system.
-``fixed_work_s`` of each load tells how fast the machine was just before it.
+
+A shared machine may be half as fast an hour later, with the same real models. ``--slo-each`` measures the unloaded mean again before each
+system, from which its SLO and its rates come; ``compared`` brings rates to the machine's speed at the first.
 """
 
 from __future__ import annotations
@@ -53,10 +55,12 @@ def main() -> None:
             found["slo_s"] = SLO_FACTOR * found["unloaded_mean_s"]
             results.write(options.output, document)
         for setting in wanted(app, options):
-            print(f"{name}: {setting.system}, {setting.name} (SLO {found['slo_s']:.2f} s)", file=sys.stderr)
-            run = measure(
-                setting, app, engines, found["slo_s"], _loads(app, engines, options, found["unloaded_mean_s"])
-            )
+            alone_s = reference_mean(app, engines, options.unloaded) if options.slo_each else found["unloaded_mean_s"]
+            slo_s = SLO_FACTOR * alone_s
+            print(f"{name}: {setting.system}, {setting.name} (SLO {slo_s:.2f} s)", file=sys.stderr)
+            run = measure(setting, app, engines, slo_s, _loads(app, engines, options, alone_s))
+            if options.slo_each:
+                run = {"unloaded_mean_s": alone_s, "slo_s": slo_s, "slower": alone_s / found["unloaded_mean_s"], **run}
             found["systems"].setdefault(setting.system, {})[setting.name] = run
             found["compared"] = compared(found["systems"], options.medium)
             results.write(options.output, document)
@@ -103,6 +107,11 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--learn", type=int, default=50, help="requests before the first load")
     parser.add_argument("--stream", type=float, default=10.0, help="seconds of streams at the lowest rate; 0: none")
     parser.add_argument("--unloaded", type=int, default=10, help="requests one by one, from which the SLO is told")
+    parser.add_argument(
+        "--slo-each",
+        action="store_true",
+        help="tell the SLO anew before each system, where the machine's speed changes",
+    )
     parser.add_argument("--arrivals", default="poisson")
     parser.add_argument("--ablation", action="store_true")
     return parser.parse_args()
@@ -112,7 +121,7 @@ def _conditions(engines: Engines, options: argparse.Namespace) -> dict[str, Any]
     return {
         "engines": {"emulated": engines.emulated, "slower": engines.slower, "chat": engines.chat}, "arrivals": options.arrivals,
         "window_s": _one_or_all(options.window), "warmup_s": _one_or_all(options.warmup), "medium": options.medium,
-        "slo": f"{SLO_FACTOR:g} x the unloaded mean of whole, 1 process",
+        "slo": f"{SLO_FACTOR:g} x the unloaded mean of whole, 1 process", **({"slo_told": "anew for each"} if options.slo_each else {}),
     }  # fmt: skip
 
 

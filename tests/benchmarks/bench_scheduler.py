@@ -5,7 +5,7 @@
     python tests/benchmarks/bench_scheduler.py policies --profiles DIR --traces DIR         [-o scheduler.json]
     python tests/benchmarks/bench_scheduler.py overload --profiles DIR                      [-o scheduler.json]
     python tests/benchmarks/bench_scheduler.py promises --profiles DIR                      [-o scheduler.json]
-    python tests/benchmarks/bench_scheduler.py seeds    --profiles DIR                      [-o scheduler.json]
+    python tests/benchmarks/bench_scheduler.py draws    --profiles DIR --traces DIR         [-o scheduler.json]
     python tests/benchmarks/bench_scheduler.py steps    --profiles DIR --traces DIR          -o scheduler.json
     python tests/benchmarks/bench_scheduler.py overhead --profiles DIR                      [-o scheduler.json]
     python tests/benchmarks/bench_scheduler.py bounds   --profiles DIR --traces DIR          -o scheduler.json
@@ -26,7 +26,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path as File
 from typing import Any
@@ -37,6 +37,7 @@ import bench_overload
 import results
 import scheduler_choices
 import scheduler_decisions
+import scheduler_draws
 from scheduler_bound import WINDOW_S, bound
 from scheduler_graphs import GRAPHS, costs
 
@@ -60,11 +61,8 @@ ARRIVALS = ("poisson", *TRACES)
 REQUESTS = 2500
 SLO_TIMES = 2.0
 PROMISED = 0.98  # the target is at most 2 % late of those let in
-#: Of what requests do.
-SEED = 3
-#: Of the part ``seeds``, for arrivals and what requests do.
-SEEDS = range(21, 33)
-SEEDED_PROMISES = (0.98, 0.8)
+#: Of what requests do, and of Poisson arrivals.
+SEED, ARRIVALS_SEED = 3, 11
 #: Where first come first served attains this, ours is asked for more.
 FIFO_ATTAINS = 0.70
 
@@ -118,11 +116,14 @@ def recorded(path: File) -> list[float]:
         raise SystemExit(2) from None
 
 
-def arrivals(kind: str, traces: File, rate: float, requests: int) -> tuple[float, ...]:
+def arrivals(kind: str, traces: File | None, rate: float, requests: int, draw: int | None = None) -> tuple[float, ...]:
+    """``draw``: another seed, or another stretch of the trace."""
     if kind == "poisson":
-        return tuple(itertools.islice(poisson(rate, seed=11), requests))
+        return tuple(itertools.islice(poisson(rate, seed=ARRIVALS_SEED if draw is None else draw), requests))
+    assert traces is not None
+    whole = recorded(traces / TRACES[kind])
     # a stretch of the trace has a rate of its own: it is brought to the one asked for as it stands
-    part = recorded(traces / TRACES[kind])[:requests]
+    part = (whole if draw is None else scheduler_draws.stretch(whole, draw))[:requests]
     return tuple(itertools.islice(at_rate(part, rate), requests))
 
 
@@ -234,36 +235,21 @@ def promises(args: argparse.Namespace) -> dict[str, Any]:
     return {"rows": all_rows(earlier(args.output, args.part).get("rows", []), rows)}
 
 
-def seeds(args: argparse.Namespace) -> dict[str, Any]:
-    """One run is one draw: Poisson arrivals and requests of other seeds, least_slack with admission."""
+def draws(args: argparse.Namespace) -> dict[str, Any]:
     cases = [case(graph, args.profiles, args.token_budget)[0] for graph in args.graphs]
-    jobs = [
-        (replace(one, slo=replace(one.slo, target_share=share)), load)
-        for one in cases for share in SEEDED_PROMISES for load in args.loads
-    ]  # fmt: skip
     with ProcessPoolExecutor(args.processes) as pool:
-        rows = list(pool.map(_seeded, jobs))
-    for row in rows:
-        print(
-            f"{row['graph']} {row['target_share']} {row['load']}: attained {row['attained_share']:.1%}, missed of accepted"
-            f" {row['missed_share_of_accepted']:.2%}, worst {row['worst_missed_share_of_accepted']:.2%}"
-        )
-    return {"seeds": len(SEEDS), "rows": all_rows(earlier(args.output, args.part).get("rows", []), rows, by=("graph",))}
-
-
-def _seeded(job: tuple[Case, float]) -> dict[str, Any]:
-    one, load = job
-    requests = round(REQUESTS * max(load, 1.0))
-    runs = [
-        one.run("least_slack", tuple(itertools.islice(poisson(one.capacity * load, seed=seed), requests)), seed)
-        for seed in SEEDS
-    ]
-    missed = [run.missed_share for run in runs]
+        rows = scheduler_draws.draws(cases, args.arrivals, args.loads, partial(_drawn, traces=args.traces), pool)
+    for text in scheduler_draws.lines(rows):
+        print(text)
     return {
-        "graph": one.graph, "target_share": one.slo.target_share, "load": load,
-        "attained_share": sum(run.attained_share for run in runs) / len(runs),
-        "missed_share_of_accepted": sum(missed) / len(missed), "worst_missed_share_of_accepted": max(missed),
-    }  # fmt: skip
+        "draws": len(scheduler_draws.DRAWS),
+        "rows": all_rows(earlier(args.output, args.part).get("rows", []), rows),
+    }
+
+
+def _drawn(one: Case, kind: str, policy: str, load: float, draw: int, *, traces: File | None) -> Results:
+    times = arrivals(kind, traces, one.capacity * load, round(REQUESTS * max(load, 1.0)), draw)
+    return one.run(policy, times, draw)
 
 
 def steps(args: argparse.Namespace) -> dict[str, Any]:
@@ -343,7 +329,7 @@ PARTS: dict[str, Callable[[argparse.Namespace], Any]] = {
     "speed": speed,
     "policies": policies,
     "promises": promises,
-    "seeds": seeds,
+    "draws": draws,
     "steps": steps,
     "overhead": overhead,
     "bounds": bounds,
@@ -368,11 +354,15 @@ def main() -> None:
     args = parser.parse_args()
     args.part = args.part or args.what
     if (
-        args.what in ("speed", "policies", "promises", "seeds", "steps", "overhead", "bounds", "overload", "all")
+        args.what in ("speed", "policies", "promises", "draws", "steps", "overhead", "bounds", "overload", "all")
         and args.profiles is None
     ):
         parser.error("--profiles is needed: a folder with rows measured on a GPU")
-    if args.what in ("policies", "steps", "bounds", "all") and args.traces is None and set(args.arrivals) & set(TRACES):
+    if (
+        args.what in ("policies", "draws", "steps", "bounds", "all")
+        and args.traces is None
+        and set(args.arrivals) & set(TRACES)
+    ):
         parser.error("--traces is needed for arrivals other than poisson")
     if args.what in ("steps", "bounds", "plots", "all") and args.output is None:
         parser.error("-o is needed: the file to write and draw")
