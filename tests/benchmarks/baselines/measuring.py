@@ -15,7 +15,7 @@ from baselines.applications import Application
 from baselines.settings import Setting
 from baselines.systems import Engines, Served
 from kit.sustained import BUSY, CoresBusy
-from patchwork_serving.bench import LoadOptions, LoadReport, run_load
+from patchwork_serving.bench import LoadOptions, run_load
 from patchwork_serving.bench.run import NotAnswered
 
 SHARE = 0.9  #: attained where a rate counts as sustained
@@ -55,7 +55,7 @@ def measure(setting: Setting, app: Application, engines: Engines, slo_s: float, 
             streams = None
             if loads.stream_s and app.streams:
                 slow = replace(options, rate=loads.rates[0], duration_s=loads.stream_s, warmup_s=2.0, stream=True)
-                streams = _first_chunks(run_load(served.url, loads.arrivals, app.values(), slow))
+                streams = _first_chunks(served.url, app, loads.arrivals, slow)
     except (SystemExit, NotAnswered) as error:
         return {"not_run": str(error)}
     return {**summary(points), "points": points, "streams": streams}
@@ -95,8 +95,12 @@ def _point(served: Served, app: Application, engines: Engines, arrivals: str, op
     }  # fmt: skip
 
 
-def _first_chunks(report: LoadReport) -> dict[str, Any]:
-    document = report.to_json()
+def _first_chunks(url: str, app: Application, arrivals: str, options: LoadOptions) -> dict[str, Any]:
+    """``not_answered`` where the system is still at what the largest rate left it."""
+    try:
+        document = run_load(url, arrivals, app.values(), options).to_json()
+    except NotAnswered as error:
+        return {"not_answered": str(error)}
     return {name: document[name] for name in ("offered_per_s", "offered", "failed", "ttft_s", "latency_s", "statuses")}
 
 
