@@ -117,6 +117,9 @@ async def test_an_overloaded_app_refuses_what_would_be_late_and_keeps_its_promis
     told = await asyncio.to_thread(info, url)
     assert any(one["what"] == "door shut" for one in told["status"]["decisions"])
     assert told["scheduler"]["decided"]["default"]["refused"] >= len(refused)
+    prompts = told["scheduler"]["prefixes"]["llm"]  # of both doors; the same prompt again and again
+    assert prompts["calls"] >= len(accepted)
+    assert 0.5 < prompts["seen_share"] <= 1.0
 
 
 async def test_a_silent_replica_gets_no_calls_any_more(home: Home, url: str) -> None:
