@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 #: Shares of accepted requests that are promised to be in time.
 PROMISES = (0.98, 0.95, 0.9, 0.8, 0.7)
-PROMISE_LOADS = (0.5, 0.75, 1.0)
+PROMISE_LOADS = (0.5, 0.75, 1.0, 2.0)
 #: Steps that read the weights about as long as they compute: shorter ones waste prefills, longer ones keep decodes waiting.
 STEP_TOKENS = 320
 #: What a step that prefills took more than computing, as fitted to a load measured on a GPU (part ``overload``); not in the profiles.
