@@ -7,12 +7,14 @@ import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import replace
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from scipy.stats import t
 
-from patchwork_scheduler.model import SloClass
 from patchwork_scheduler.results import Results
+
+if TYPE_CHECKING:
+    from bench_scheduler import Case
 
 #: Seeds of what requests do and of Poisson arrivals; of a trace, the n-th starts at the n-th thirteenth of it.
 DRAWS = tuple(range(21, 33))
@@ -20,13 +22,9 @@ PROMISES = (0.98, 0.8)
 OVERLOAD = 3.0
 
 
-class Case(Protocol):
-    graph: str
-    slo: SloClass
-
-
 #: (case, arrivals, policy, load, draw) -> what became of it
-Run = Callable[[Any, str, str, float, int], Results]
+Run = Callable[["Case", str, str, float, int], Results]
+Job = tuple["Case", str, tuple[float, ...], Run, int]
 
 
 def stretch(times: Sequence[float], draw: int) -> list[float]:
@@ -40,15 +38,15 @@ def draws(
     cases: Sequence[Case], kinds: Sequence[str], loads: Sequence[float], run: Run, pool: Executor
 ) -> list[dict[str, Any]]:
     """One row per graph, arrivals and promise. ``run`` is pickled."""
-    jobs = [
-        (replace(one, slo=replace(one.slo, target_share=promise)), kind, tuple(loads), run, draw)  # type: ignore[type-var]
+    jobs: list[Job] = [
+        (replace(one, slo=replace(one.slo, target_share=promise)), kind, tuple(loads), run, draw)
         for one in cases for kind in kinds for promise in PROMISES for draw in DRAWS
     ]  # fmt: skip
     done = pool.map(_draw, jobs)
     return [_row(job, [next(done) for _ in DRAWS]) for job in jobs[:: len(DRAWS)]]
 
 
-def _draw(job: tuple[Any, str, tuple[float, ...], Run, int]) -> dict[float, dict[str, float]]:
+def _draw(job: Job) -> dict[float, dict[str, float]]:
     """Figures by load; of the ideal queue, too, where what is late matters most."""
     one, kind, loads, run, draw = job
     found: dict[float, dict[str, float]] = {}
@@ -63,9 +61,7 @@ def _draw(job: tuple[Any, str, tuple[float, ...], Run, int]) -> dict[float, dict
     return found
 
 
-def _row(
-    job: tuple[Any, str, tuple[float, ...], Run, int], found: Sequence[Mapping[float, Mapping[str, float]]]
-) -> dict[str, Any]:
+def _row(job: Job, found: Sequence[Mapping[float, Mapping[str, float]]]) -> dict[str, Any]:
     one, kind, loads, *_ = job
     promised = one.slo.target_share
     kept = (

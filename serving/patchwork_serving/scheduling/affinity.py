@@ -108,8 +108,7 @@ class PrefixMemory:
 
     def facts(self) -> dict[str, Any]:
         """Calls, the mean share of their prompts that their replica had seen, and the part of a call that seeing all of it saves."""
-        seen = self.seen / self.calls if self.calls else None
-        return {"calls": self.calls, "seen_share": seen, "saved_share": self._saved_by_all()}
+        return {"calls": self.calls, "seen_share": self.seen / max(self.calls, 1), "saved_share": self._saved_by_all()}
 
     def _shares(self, keys: Keys) -> dict[str, float]:
         """Replica -> the part of the prompt, from its beginning, that it has seen."""
