@@ -121,7 +121,8 @@ def _conditions(engines: Engines, options: argparse.Namespace) -> dict[str, Any]
     return {
         "engines": {"emulated": engines.emulated, "slower": engines.slower, "chat": engines.chat}, "arrivals": options.arrivals,
         "window_s": _one_or_all(options.window), "warmup_s": _one_or_all(options.warmup), "medium": options.medium,
-        "slo": f"{SLO_FACTOR:g} x the unloaded mean of whole, 1 process, warmed up", "slo_told": "anew for each" if options.slo_each else None,
+        "slo": f"{SLO_FACTOR:g} x the unloaded mean of whole, 1 process, warmed up",
+        "slo_told": "anew for each" if options.slo_each else None,
     }  # fmt: skip
 
 

@@ -5,7 +5,8 @@
 Some long documents, each with several questions, asked of some replicas of a real LLM that keep prompts, so many at once; documents take
 turns, so that the router has a choice each time. With ``scheduler.prefix_routing: false`` it goes by load alone, and a later question finds
 its document by chance: the second one by one in ``--replicas``, the next ones more often, as every replica comes to have it. Both sides in
-one run, one after the other, in ``--rounds`` turns, after other documents from which each learns what there is to learn. What is told is
+one run, one after the other, in ``--rounds`` turns, after ``--learnt`` other documents from which each learns what there is to learn (0: a
+deployment's first minute). What is told is
 the latency and the processor time that the LLM's replicas took for a question: for first ones, whose beginning nobody has, and for later
 ones; and for ``on`` how much of later prompts their replica had seen, as the ingress counts it (``/info``).
 
@@ -38,7 +39,6 @@ from bench_demo_chain import cpu_seconds
 
 APP = Application("conversation", Path(__file__).parent / "chains" / "conversation.py", "chain", {})
 PASSAGES = 12  #: of a document: some 800 tokens
-LEARNT = 8  #: documents asked about beforehand, not counted
 
 
 @dataclass(frozen=True)
@@ -62,6 +62,7 @@ def main() -> None:
     parser.add_argument("--replicas", type=int, default=2)
     parser.add_argument("--documents", type=int, default=16)
     parser.add_argument("--questions", type=int, default=3, help="about each document")
+    parser.add_argument("--learnt", type=int, default=8, help="documents asked about beforehand, not counted")
     parser.add_argument("--clients", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=2)
     options = parser.parse_args()
@@ -78,7 +79,7 @@ def main() -> None:
         side: {name: statistics.mean(getattr(one, name) for one in found[side]) for name in NAMES} for side in found
     }
     document = {
-        **{name: getattr(options, name) for name in ("engine", "replicas", "documents", "questions", "clients", "rounds")},
+        **{name: getattr(options, name) for name in ("engine", "replicas", "documents", "questions", "learnt", "clients", "rounds")},
         "environment": results.environment(), "rounds_of": {side: [asdict(one) for one in found[side]] for side in found},
         "sides": sides, "prefixes": told, "off/on": {name: sides["off"][name] / sides["on"][name] for name in NAMES},
         "first/later": {
@@ -118,7 +119,8 @@ def measured(options: argparse.Namespace, turn: int, *, routed: bool) -> tuple[F
             used = sum(after[part] - before.get(part, 0.0) for part in after if part.startswith("llm-"))
             return latencies, used / len(latencies)
 
-        ask(questions(LEARNT, options.questions, seed=1000 + turn))
+        if options.learnt:
+            ask(questions(options.learnt, options.questions, seed=1000 + turn))
         first, *later = questions(options.documents, options.questions, seed=turn)
         first_latencies, first_cpu_s = ask([first])
         counted = _prefixes(served.url)

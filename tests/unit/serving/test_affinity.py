@@ -9,7 +9,7 @@ import pytest
 
 from patchwork_adapters import codec, protocol
 from patchwork_adapters.transport import LeafCall
-from patchwork_serving.scheduling.affinity import BLOCK, CURIOSITY, Keys, PrefixMemory, keys_of
+from patchwork_serving.scheduling.affinity import ASSUMED, BLOCK, Keys, PrefixMemory, keys_of
 
 DOCUMENT, OTHER = "It is said that " * 200, "Others say that " * 200
 
@@ -80,14 +80,14 @@ def test_a_body_that_the_engine_will_refuse_is_no_error_here(body: Any) -> None:
     assert len(keys_of(LeafCall("llm", "leaf", "chat", codec.encode({"body": body})))) == 1
 
 
-def test_until_it_is_measured_a_beginning_only_decides_among_equals() -> None:
+def test_until_it_is_measured_a_beginning_is_taken_to_save_a_part_of_the_call() -> None:
     memory = PrefixMemory()
     first, second = (keys_of(by_engine(messages=asked(DOCUMENT, question))) for question in ("Who?", "Why?"))
     memory.observe(first, "a", None)
     saved = memory.saved_s(second, alone_s=2.0)
     assert saved is not None
     assert list(saved) == ["a"]
-    assert 0.0 < saved["a"] <= 2.0 * CURIOSITY
+    assert 0.5 * 2.0 * ASSUMED < saved["a"] < 2.0 * ASSUMED  # most of the prompt, not its question
 
 
 def test_what_a_beginning_saves_is_measured_by_how_much_of_the_prompt_it_is() -> None:
@@ -127,4 +127,4 @@ def test_it_tells_how_often_prompts_came_to_where_their_beginnings_were() -> Non
     document = keys_of(by_engine(messages=asked(DOCUMENT, "Who?")))
     for replica in ("a", "b", "b", "a"):  # new to either once
         memory.observe(document, replica, None)
-    assert memory.facts() == {"calls": 4, "seen_share": 0.5, "saved_share": CURIOSITY}
+    assert memory.facts() == {"calls": 4, "seen_share": 0.5, "saved_share": ASSUMED}
