@@ -10,7 +10,9 @@ Prediction: a new request takes its own work, and on top the larger of two delay
 Delays of all requests that end are held against those predicted, and their ratio corrects later predictions: how much work of others
 delays a request depends on the engines (where prefills ride along with decodes, it is less than the work). The nearer a request came to
 what it can bear, the more it counts (late ones in full): those that found few there are delayed by whoever comes later. Requests that came
-before anything was known, or found such requests there, are not held against it: nothing was predicted for what delayed them.
+before anything was known, or found such requests there, are not held against it: nothing was predicted for what delayed them. Nor are
+those that nobody delayed: with a rare branch, or a prompt that no cache has, a request may be late by its own work alone. For the same
+reason a delay is what is beyond a request's own work, as it turned out.
 What is held against it is in hindsight: the delay that would be predicted with what is known of a request's work by now.
 
 How much delay is allowed: what slows the mean request by a share slows one that takes a rare branch, or writes a long answer, by the same
@@ -19,6 +21,10 @@ nearer to the mean where the class promises less. Of few requests ``high_work_s`
 everything cold: it counts only once somebody missed. What is still not known is learnt as a margin, for each class by its own promise: it
 narrows when accepted requests miss more often than is steered to, widens slowly when requests that were let in late made it, and recovers
 where little goes on. Steered to are so many misses that a thousand requests, by chance, seldom have more than are promised.
+
+Who lets in only what it is sure of never finds out that it is wrong: with a ratio learnt in a bad hour, the second request is refused,
+and of those that find nobody none tells anything about delays. So those in time from which nothing was learnt pay for a *probe*: a request
+beyond the limit, of which no more are late than the promise leaves room for.
 
 What is accepted is never dropped for what comes later: nothing here takes an acceptance back.
 """
@@ -65,6 +71,10 @@ AIM_DEVIATIONS, AIM_REQUESTS = 1.8, 1000
 AIM_LEAST = 0.5
 #: A request that was predicted to be delayed by less than this of its allowance widens the margin no further than to 1.
 TELLING = 0.6
+#: Probes that count for nothing: so many in time, and so many late, before the first. Of more than so many, the older ones fade.
+PROBES_PRIOR, PROBES_KEPT = (1.0, 1.0), 20.0
+#: Of what requests in time have paid for probes, no more is kept: after a long quiet time a rush must not be let in on it.
+MOST_PAID = 1.0
 #: Weight of a new admission in the shares of classes.
 SHARE_DECAY = 0.01
 _NORMAL = NormalDist()
@@ -73,6 +83,7 @@ _NORMAL = NormalDist()
 @dataclass(frozen=True, slots=True)
 class Admit:
     predicted_s: float  #: from now to the end
+    is_probe: bool = False  #: beyond the limit, to learn
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +112,9 @@ class _Accepted:
     work_s: float  #: expected at the door
     delay_s: float  #: predicted, before the ratio was applied
     foreseen: bool  #: whether the work of this request and of all who were there was known
+    is_probe: bool
+    number: int  #: how many had been accepted before
+    found_nobody: bool
     whole: Mapping[str, float]  #: work that the request was expected to bring
     demand: Mapping[str, float] = field(default_factory=dict)  #: of it, still to be done
     at: str = ""  #: the component where it is
@@ -130,6 +144,12 @@ class Admission:
         self._margins: dict[str, float] = {one.name: 1.0 for one in classes}
         self._missed = False  # whether any request that was let in ever did
         self._latest: Ahead | None = None  # what is known of a new request by now
+        self._paid: dict[
+            str, float
+        ] = {}  # class -> late probes that those in time without telling anything have paid for
+        self._entered = 0  # requests accepted, ever
+        self._probing = False  # whether one is in
+        self._probes_in_time, self._probes_late = PROBES_PRIOR
         # decayed means over requests that ended and tell something
         self._compared = 0
         self._delay_predicted = self._delay_real = 0.0
@@ -173,6 +193,8 @@ class Admission:
             self._shut.discard(slo.name)
             return Admit(predicted)
         if deadline - now >= USUAL * slo.deadline_s:
+            if self._may_probe(slo, delay / self.ratio, allowed):
+                return Admit(predicted, is_probe=True)
             self._shut.add(slo.name)
         # work drains at one second per second; a request that is too long even for an idle system gains nothing by waiting
         return Refuse(predicted, delay - max(allowed, 0.0) * REOPEN)
@@ -187,6 +209,7 @@ class Admission:
         predicted_s: float,
         *,
         at: str = "",
+        is_probe: bool = False,
     ) -> None:
         """The request was let in, and goes to component ``at`` first. ValueError when it is in already."""
         if request_id in self._accepted:
@@ -197,8 +220,13 @@ class Admission:
         else:
             self._latest = ahead
         self._accepted[request_id] = _Accepted(
-            slo, deadline, now, ahead.work_s, delay / self.ratio, not self._unknown, ahead.demand
-        )
+            slo, deadline, now, ahead.work_s, delay / self.ratio, not self._unknown, is_probe,
+            self._entered, not self._accepted and delay <= 0.0, ahead.demand,
+        )  # fmt: skip
+        self._entered += 1
+        if is_probe:
+            self._probing = True
+            self._paid[slo.name] = 0.0
         self.proceeded(request_id, ahead.demand, at)
         for name in self._shares:
             self._shares[name] += SHARE_DECAY * ((name == slo.name) - self._shares[name])
@@ -221,25 +249,37 @@ class Admission:
             accepted.present = max(accepted.whole.get(at, 0.0), demand.get(at, 0.0))
             present[at] = present.get(at, 0.0) + accepted.present
 
-    def finished(self, request_id: str, now: float, *, cancelled: bool = False) -> None:
-        """The request ended; unless ``cancelled``, the margin learns whether it was in time. Safe to repeat."""
+    def finished(self, request_id: str, now: float, *, cancelled: bool = False, work_s: float | None = None) -> None:
+        """The request ended; unless ``cancelled``, the margin learns whether it was in time. Safe to repeat.
+
+        ``work_s``: what its own work turned out to be, seconds with the engines to itself; None: what was expected at the door.
+        """
         self.proceeded(request_id, {})
         accepted = self._accepted.pop(request_id, None)
         self._unknown.discard(request_id)
         if not self._accepted:
             self._backlog = dict.fromkeys(self._backlog, 0.0)  # rounding must not add up
             self._present = dict.fromkeys(self._present, 0.0)
-        if accepted is None or cancelled or self._mode != "refuse":
+        if accepted is None:
+            return
+        if accepted.is_probe:
+            self._probing = False
+        if cancelled or self._mode != "refuse":
             return
         late = now > accepted.deadline
         if late and accepted.deadline - accepted.since < USUAL * accepted.slo.deadline_s:
             return  # its own client's hurry
+        alone = accepted.found_nobody and self._entered == accepted.number + 1
         delay = accepted.delay_s * self._hindsight(accepted)
         allowed = self._allowed_s(accepted.slo, self._latest or NOTHING, accepted.deadline - accepted.since)
         share = delay * self.ratio / max(allowed, 1e-9)
-        if accepted.foreseen:
-            self._compare(accepted, delay, share, now)
+        if accepted.foreseen and not alone:
+            self._compare(accepted, delay, share, now, work_s)
         slo, margin = accepted.slo, self._margins.get(accepted.slo.name, 1.0)
+        if not (late and alone):  # that was its own work, which no door makes less
+            self._pay(accepted, share, late)
+        if late and accepted.is_probe:
+            return  # as predicted: no reason to be stricter
         if late:
             self._missed = True
             # with little, it had plenty of room, and no door could have helped it; with too much, today's door would not have let it in
@@ -277,7 +317,25 @@ class Admission:
         then, now = sum(accepted.whole.values()), 0.0 if self._latest is None else sum(self._latest.demand.values())
         return now / then if then > 0.0 and now > 0.0 else 1.0
 
-    def _compare(self, accepted: _Accepted, delay: float, share: float, now: float) -> None:
+    def _may_probe(self, slo: SloClass, delay: float, allowed: float) -> bool:
+        """``delay``: before the ratio. Where even the cheapest company would make it late, nothing is to be learnt."""
+        if self._probing or delay * RATIO_LOW > allowed:
+            return False
+        return self._paid.get(slo.name, 0.0) >= self._probes_late / (self._probes_in_time + self._probes_late)
+
+    def _pay(self, accepted: _Accepted, share: float, late: bool) -> None:
+        """What a request that ended means for probes. ``share``: of its allowance, as predicted."""
+        name, told = accepted.slo.name, _telling(share, late)
+        if accepted.is_probe:
+            told = 0.0
+            if self._probes_in_time + self._probes_late >= PROBES_KEPT:
+                self._probes_in_time, self._probes_late = self._probes_in_time / 2, self._probes_late / 2
+            self._probes_in_time += not late
+            self._probes_late += late
+        paid = 0.0 if late else self._paid.get(name, 0.0) + _steered(accepted.slo.target_share)
+        self._paid[name] = min(paid * (1.0 - told), MOST_PAID)
+
+    def _compare(self, accepted: _Accepted, delay: float, share: float, now: float, work_s: float | None) -> None:
         late = now > accepted.deadline
         if share < RATIO_TELLING and not late:
             return
@@ -285,10 +343,9 @@ class Admission:
             self._delay_predicted = self._delay_real = max(PRIOR_DELAY * accepted.work_s, 1e-6)
         self._compared += 1
         # who found few there is delayed by whoever comes later: the ratio is to be right near the limit
-        telling = 1.0 if late else min(share / NEAR, 1.0) ** 2
-        weight = telling * max(RATIO_DECAY, 1.0 / (self._compared + RATIO_PRIOR))
-        # Its own work was not the mean: means even that out. By how much it is late says little: what is late gives way to all others.
-        real = min(now, accepted.deadline) - accepted.since - accepted.work_s
+        weight = _telling(share, late) * max(RATIO_DECAY, 1.0 / (self._compared + RATIO_PRIOR))
+        # By how much it is late says little: what is late gives way to all others.
+        real = min(now, accepted.deadline) - accepted.since - (accepted.work_s if work_s is None else work_s)
         self._delay_predicted += weight * (delay - self._delay_predicted)
         self._delay_real += weight * (real - self._delay_real)
 
@@ -306,6 +363,11 @@ class Admission:
         if self._shares.get(slo.name, 0.0) < slo.share:
             return 1.0
         return max(1.0 - PRIORITY_STEP * (self._top - slo.priority), 0.1)
+
+
+def _telling(share: float, late: bool) -> float:
+    """How much a request tells of delays, of which ``share`` of its allowance was predicted: 0 to 1."""
+    return 1.0 if late else min(share / NEAR, 1.0) ** 2
 
 
 @lru_cache(maxsize=64)

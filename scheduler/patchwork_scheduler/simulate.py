@@ -119,10 +119,10 @@ class _Simulation:
             request.slo, ahead, now, request.deadline, at_risk=self.setup.admission == "hold" and self._at_risk(now)
         )
         match decision:
-            case Admit(predicted):
+            case Admit(predicted, is_probe):
                 self.admission.accepted(
-                    request.id, request.slo, ahead, request.deadline, now, predicted, at=first.site.component
-                )
+                    request.id, request.slo, ahead, request.deadline, now, predicted, at=first.site.component, is_probe=is_probe
+                )  # fmt: skip
                 self.visit(request, now)
             case Refuse():
                 self.results.refuse(decision.retry_after_s)
@@ -217,7 +217,7 @@ class _Simulation:
         if request.at < len(request.path) and not (self.setup.cancel_late and now > request.deadline):
             self.visit(request, now)
             return
-        self.admission.finished(request.id, now)
+        self.admission.finished(request.id, now, work_s=sum(visit.work_s for visit in request.visits))
         if request.at == len(request.path):
             self.estimates.observe(request.visits, now)
         self.results.finish(now - request.arrived, now <= request.deadline)

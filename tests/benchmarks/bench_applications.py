@@ -4,7 +4,8 @@
 
 Systems: ``whole`` (LangServe or FastAPI, N processes, models behind an OpenAI-compatible server), ``composed`` (Ray Serve by hand),
 ``ours-fifo`` (ours, first come first served) and ``ours``. Each runs in each of its concurrency settings, all are reported, the best one is
-compared. Every load is open; the SLO is twice the unloaded mean of ``whole`` with one process, warmed up, for everyone.
+compared. Every load is open; the SLO is twice the unloaded mean of ``whole`` with one process, for everyone.
+No question is asked twice in a run, so that no cache of prompts answers for an engine, nor for the system that refuses least.
 
 The rates are one grid for all, from which come: the sustainable rate (the largest up to which 90 % are attained, interpolated between
 two of the grid), the goodput at the best and at the largest rate, and what was missed at each. ``--rates`` are requests per second.
@@ -34,7 +35,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import results
 from application_plots import draw
 from baselines.applications import APPLICATIONS, COMPARED, Application
-from baselines.measuring import Loads, compared, measure
+from baselines.measuring import UNLOADED, Loads, compared, measure
 from baselines.settings import Setting, ablations, settings
 from baselines.systems import Engines, whole
 
@@ -121,7 +122,7 @@ def _conditions(engines: Engines, options: argparse.Namespace) -> dict[str, Any]
     return {
         "engines": {"emulated": engines.emulated, "slower": engines.slower, "chat": engines.chat}, "arrivals": options.arrivals,
         "window_s": _one_or_all(options.window), "warmup_s": _one_or_all(options.warmup), "medium": options.medium,
-        "slo": f"{SLO_FACTOR:g} x the unloaded mean of whole, 1 process, warmed up",
+        "slo": f"{SLO_FACTOR:g} x the unloaded mean of whole, 1 process", "questions": "each asked once",
         "slo_told": "anew for each" if options.slo_each else None,
     }  # fmt: skip
 
@@ -158,14 +159,10 @@ def _one_or_all(given: list[float]) -> float | list[float]:
 
 
 def reference_mean(app: Application, engines: Engines, requests: int) -> float:
-    """Seconds of a request that has everything to itself, the chain whole in one process.
-
-    The same requests are asked twice and the second time counts: loads ask the same questions again and again, and engines keep
-    prompts (with CRAG a question asked for the first time takes 1.4 times as long).
-    """
+    """Seconds of a request that has everything to itself, the chain whole in one process."""
     options = LoadOptions(requests=1, warmup_s=0.0, unloaded=requests)
     with whole(app, engines, workers=1) as served:
-        _, report = (run_load(served.url, [0.0], app.values(), options) for _ in ("warming up", "counted"))
+        report = run_load(served.url, [0.0], app.values(UNLOADED), options)
     assert report.unloaded_mean_s is not None
     return report.unloaded_mean_s
 

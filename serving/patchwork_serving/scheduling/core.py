@@ -126,12 +126,13 @@ class Scheduling:
             # who was let in before anything was known says nothing about how well the door predicts
             # and a batch, whose inputs delay one another, nothing about others
             blind = journey is None or journey.predicted_s <= 0.0 or journey.weight > 1
-            self._door.admission.finished(run_id, now, cancelled=cancelled or blind)
+            visits = journey.visits(now) if journey is not None and whole else []
+            work_s = visits[0].ahead_s if visits else None
+            self._door.admission.finished(run_id, now, cancelled=cancelled or blind, work_s=work_s)
             if journey is None or not whole:
                 return
             if not blind:
                 self._door.judge(journey.predicted_s, now - journey.arrived)
-            visits = journey.visits(now)
             if visits:
                 self._estimates.observe(visits, now)
 

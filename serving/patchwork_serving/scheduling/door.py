@@ -50,10 +50,12 @@ class Door:
         decision = self.admission.decide(slo, ahead, now, deadline, behind_s=behind_s, at_risk=at_risk)
         if isinstance(decision, Refuse) and decision.predicted_s <= ahead.work_s and self._may_probe(now):
             self._probed = now
-            self.told.append(Told(now, "probe", f"{slo.name}: let in to learn, {_told(decision, deadline - now)}"))
+            self._tell_of_probe(slo, decision, deadline - now, now)
             decision = Admit(decision.predicted_s)
         if isinstance(decision, Admit):
-            self.admission.accepted(run_id, slo, ahead, deadline, now, decision.predicted_s)
+            if decision.is_probe:
+                self._tell_of_probe(slo, decision, deadline - now, now)
+            self.admission.accepted(run_id, slo, ahead, deadline, now, decision.predicted_s, is_probe=decision.is_probe)
         self._count(slo.name, decision, deadline - now, now)
         return decision
 
@@ -64,6 +66,9 @@ class Door:
         judged.predicted += predicted_s
         judged.actual += actual_s
         judged.error += abs(predicted_s - actual_s)
+
+    def _tell_of_probe(self, slo: SloClass, decision: Admit | Refuse, allowed_s: float, now: float) -> None:
+        self.told.append(Told(now, "probe", f"{slo.name}: let in to learn, {_told(decision, allowed_s)}"))
 
     def _may_probe(self, now: float) -> bool:
         spacing = PROBE_EVERY_S if self.calibration.count >= PROBE_FREELY else 0.0
@@ -99,5 +104,5 @@ class Door:
         }
 
 
-def _told(decision: Refuse, allowed_s: float) -> str:
+def _told(decision: Admit | Refuse, allowed_s: float) -> str:
     return f"predicted {decision.predicted_s:.2f} s, promised within {allowed_s:.2f} s"

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import random
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +18,8 @@ ROOT = Path(__file__).parents[3]
 EXAMPLES = ROOT / "examples"
 CHAT, EMBED = "smollm2-135m-instruct", "all-minilm-l6-v2"
 LLM_PROFILE = "llama-3.2-3b-h100"
+#: Questions of each part of a run (learning, each load, streams, those that tell the SLO), and words of a passage in a question.
+PART, WORDS = 250, 12
 
 
 @dataclass(frozen=True)
@@ -35,8 +40,11 @@ class Application:
     def target(self) -> str:
         return f"{self.file}:{self.attribute}"
 
-    def values(self) -> list[Any]:
-        return [self.value(row["question"]) for row in self.rows()]
+    def values(self, part: int = 0) -> list[Any]:
+        """What loads ask, in turn; no two alike, and no two parts of a run begin alike, as long as each asks at most PART."""
+        asked = [self.value(question) for question in _questions()]
+        start = part * PART % len(asked)
+        return asked[start:] + asked[:start]
 
     def rows(self) -> list[dict[str, Any]]:
         return [json.loads(line) for line in self.inputs.read_text(encoding="utf-8").splitlines() if line.strip()]
@@ -48,6 +56,19 @@ class Application:
         """Requests per second at which the first of its LLM engines is full, if there is one of each: a guide for choosing rates."""
         cost = TokenCost.fit(load_profile(LLM_PROFILE, Path(), "benchmark").rows).scaled(slower)
         return 1.0 / max(number * _occupied_s(cost, self.emulated[model]) for model, number in self.calls.items())
+
+
+@cache
+def _questions() -> list[str]:
+    """One about each passage of the corpus: the example's fifty would be answered from engines' caches of prompts after a minute, and
+    whoever refuses some of them would have fewer there than whoever answers all."""
+    sys.path.insert(0, str(EXAMPLES))
+    from corpus import passages  # type: ignore[import-not-found]
+
+    found = {f"What does the reference say about: {' '.join(one.text.split()[:WORDS])}?": None for one in passages()}
+    asked = list(found)
+    random.Random(0).shuffle(asked)
+    return asked
 
 
 def _occupied_s(cost: TokenCost, arguments: Mapping[str, Any]) -> float:

@@ -21,6 +21,8 @@ from patchwork_serving.bench.run import NotAnswered
 SHARE = 0.9  #: attained where a rate counts as sustained
 #: Whoever waits longer than so many times the SLO has missed, and is not waited for.
 PATIENCE = 3.0
+#: Parts of the questions: those of learning and of each load come before.
+STREAMED, UNLOADED = 6, 7
 FIRST_ANSWERS_S = 60.0
 
 _KEPT = (
@@ -51,7 +53,7 @@ def measure(setting: Setting, app: Application, engines: Engines, slo_s: float, 
     try:
         with setting.start(app, engines, slo_s) as served:
             _learn(served, app, loads, options, slo_s)
-            points = [_point(served, app, engines, loads.arrivals, step) for step in steps]
+            points = [_point(served, app, engines, loads.arrivals, step, part) for part, step in enumerate(steps, 1)]
             streams = None
             if loads.stream_s and app.streams:
                 slow = replace(options, rate=loads.rates[0], duration_s=loads.stream_s, warmup_s=2.0, stream=True)
@@ -71,13 +73,15 @@ def _learn(served: Served, app: Application, loads: Loads, options: LoadOptions,
     run_load(served.url, loads.arrivals, app.values(), load)
 
 
-def _point(served: Served, app: Application, engines: Engines, arrivals: str, options: LoadOptions) -> dict[str, Any]:
+def _point(
+    served: Served, app: Application, engines: Engines, arrivals: str, options: LoadOptions, part: int
+) -> dict[str, Any]:
     assert options.duration_s is not None
     parts = {**served.processes(), "load generator": [os.getpid()]}
     before = cpu_seconds(parts)
     ours = [psutil.Process(pid) for pids in parts.values() for pid in pids if psutil.pid_exists(pid)]
     with CoresBusy(options.warmup_s, options.duration_s, ours) as busy:
-        report = run_load(served.url, arrivals, app.values(), options, busy)
+        report = run_load(served.url, arrivals, app.values(part), options, busy)
     used = {part: seconds - before[part] for part, seconds in cpu_seconds(parts).items()}
     sent = report.offered * (1 + options.warmup_s / options.duration_s)
     cores, of_it = busy.cores()
@@ -98,7 +102,7 @@ def _point(served: Served, app: Application, engines: Engines, arrivals: str, op
 def _first_chunks(url: str, app: Application, arrivals: str, options: LoadOptions) -> dict[str, Any]:
     """``not_answered`` where the system is still at what the largest rate left it."""
     try:
-        document = run_load(url, arrivals, app.values(), options).to_json()
+        document = run_load(url, arrivals, app.values(STREAMED), options).to_json()
     except NotAnswered as error:
         return {"not_answered": str(error)}
     return {name: document[name] for name in ("offered_per_s", "offered", "failed", "ttft_s", "latency_s", "statuses")}

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from patchwork_scheduler.admission import Admission, Admit, Hold, Mode, Refuse
+from patchwork_scheduler.admission import Admission, Admit, Decision, Hold, Mode, Refuse
 from patchwork_scheduler.estimate import ENOUGH, Ahead
 from patchwork_scheduler.model import SloClass
 
@@ -147,8 +147,88 @@ def test_a_rush_that_came_before_anything_was_known_says_nothing_of_how_well_del
     admission.finished("second", 5.0)
     assert admission.ratio == 1.0
     admission.accepted("third", FAST, ahead(), 7.0, 5.0, 0.5)
+    admission.accepted("its company", FAST, ahead(), 7.0, 5.0, 0.5)
     admission.finished("third", 8.0)
     assert admission.ratio > 1.0
+
+
+def test_a_request_that_nobody_delayed_says_nothing_of_delays_however_late_it_is() -> None:
+    admission = door()
+    for i in range(20):
+        admission.accepted(f"r{i}", FAST, ahead(), i * 10 + 2.0, i * 10.0, 0.5)
+        admission.finished(f"r{i}", i * 10 + 4.0)
+    assert (admission.ratio, admission.margin) == (1.0, 1.0)
+
+
+def test_a_delay_is_what_is_beyond_a_requests_own_work_as_it_turned_out() -> None:
+    admission, blaming = door(), door()
+    for i in range(50):
+        for one, work_s in ((admission, 1.5), (blaming, None)):  # a rare branch of 1.5 s, 0.5 expected
+            one.accepted(f"r{i}", FAST, ahead(), i + 2.0, float(i), 0.5 + 0.6 * one.ratio)
+            one.finished(f"r{i}", i + 2.1, work_s=work_s)
+    assert admission.ratio < 1.0 < blaming.ratio
+
+
+MODEST = SloClass("modest", 2.0, target_share=0.8)
+
+
+def one_after_another(admission: Admission, count: int, slo: SloClass, start: float) -> None:
+    """Requests that find nobody, and are in time."""
+    for i in range(count):
+        at = start + i
+        admission.accepted(f"lone{at}", slo, ahead(), at + 2.0, at, 0.5)
+        admission.finished(f"lone{at}", at + 0.5)
+
+
+def asked_beside_another(admission: Admission, slo: SloClass, at: float, ended: float) -> Decision:
+    """Whether somebody else is let in while a request with two seconds of work is there; it ends after ``ended``."""
+    long = ahead(work=1.0, llm=2.5)
+    admission.accepted(f"there{at}", slo, long, at + 2.0, at, 1.0, at="llm")
+    decision = admission.decide(slo, ahead(work=1.0), at, at + 2.0)
+    if isinstance(decision, Admit):
+        admission.accepted(
+            f"probe{at}", slo, ahead(work=1.0), at + 2.0, at, decision.predicted_s, is_probe=decision.is_probe
+        )
+        admission.finished(f"probe{at}", at + ended)
+    admission.finished(f"there{at}", at + 1.0)
+    return decision
+
+
+def test_a_door_that_lets_in_one_at_a_time_finds_out_that_company_is_cheap() -> None:
+    admission = door(MODEST)
+    first: list[Decision] = []
+    for turn in range(40):
+        one_after_another(admission, 4, MODEST, turn * 10.0)
+        first.append(asked_beside_another(admission, MODEST, turn * 10.0 + 5.0, ended=1.1))
+    probes = [one for one in first if isinstance(one, Admit) and one.is_probe]
+    assert probes[:1] == first[:1]
+    assert all(isinstance(one, Admit) and not one.is_probe for one in first[-5:])  # known by now
+
+
+def test_of_probes_no_more_are_late_than_the_promise_leaves_room_for() -> None:
+    for slo in (MODEST, FAST):
+        admission, requests, late = door(slo), 0, 0
+        for turn in range(400):
+            one_after_another(admission, 2, slo, turn * 10.0)
+            decision = asked_beside_another(admission, slo, turn * 10.0 + 5.0, ended=3.0)
+            requests += 3 + isinstance(decision, Admit)
+            late += isinstance(decision, Admit)
+        assert 0 < late <= (1.0 - slo.target_share) * requests, (slo, late, requests)
+
+
+def test_a_rush_is_not_let_in_as_probes() -> None:
+    admission = door(MODEST)
+    one_after_another(admission, 100, MODEST, 0.0)
+    fill(admission, 4, MODEST, 200.0)
+    let_in = 0
+    for i in range(20):
+        decision = admission.decide(MODEST, ahead(), 200.0, 202.0)
+        if isinstance(decision, Admit):
+            let_in += 1
+            admission.accepted(
+                f"rush{i}", MODEST, ahead(), 202.0, 200.0, decision.predicted_s, is_probe=decision.is_probe
+            )
+    assert let_in == 1
 
 
 def test_what_was_let_in_while_work_was_thought_to_be_cheap_is_held_against_what_is_known_now() -> None:

@@ -13,7 +13,7 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 
 import bench_applications
 from baselines import measuring
-from baselines.applications import APPLICATIONS
+from baselines.applications import APPLICATIONS, PART
 from baselines.systems import Engines
 
 from patchwork_serving.bench import LoadOptions
@@ -77,3 +77,10 @@ def test_streams_that_nobody_answers_lose_no_loads(monkeypatch: pytest.MonkeyPat
     run = {**measuring.summary(points), "points": points, "streams": streams}
     best = measuring.compared({"whole": {"2 processes": run}}, medium=1)["best"]["whole"]
     assert (best["first_chunk_p50_s"], best["peak_goodput_per_s"]) == (None, 1.0)
+
+
+def test_no_question_is_asked_twice_in_a_run() -> None:
+    app = APPLICATIONS["vanilla"]
+    parts = [0, 1, 2, 3, 4, measuring.STREAMED, measuring.UNLOADED]
+    asked = [question for part in parts for question in app.values(part)[:PART]]
+    assert len(set(asked)) == len(asked) == len(parts) * PART
