@@ -46,7 +46,7 @@ from patchwork_serving.bench.run import SLO_FACTOR
 def main() -> None:
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # what was started is stopped then, too
     options = _options()
-    engines = Engines(options.engines == "emulated", options.slower, options.chat_engine)
+    engines = Engines(options.engines == "emulated", options.slower, options.chat_engine, options.inexact)
     document = results.continued(options.output, _conditions(engines, options), {"applications": {}})
     for name in options.applications.split(","):
         app = APPLICATIONS[name]
@@ -82,6 +82,9 @@ def _options() -> argparse.Namespace:
     )
     parser.add_argument(
         "--chat-engine", choices=("llamacpp", "openvino"), help="real engines: the LLM's, for every system"
+    )
+    parser.add_argument(
+        "--inexact", action="store_true", help="openvino in the precision the processor is fastest with"
     )
     parser.add_argument("--applications", default=",".join(COMPARED), help=", ".join(APPLICATIONS))
     parser.add_argument("--systems", default="whole,composed,ours-fifo,ours")
@@ -120,7 +123,10 @@ def _options() -> argparse.Namespace:
 
 def _conditions(engines: Engines, options: argparse.Namespace) -> dict[str, Any]:
     return {
-        "engines": {"emulated": engines.emulated, "slower": engines.slower, "chat": engines.chat}, "arrivals": options.arrivals,
+        "engines": {
+            "emulated": engines.emulated, "slower": engines.slower, "chat": engines.chat, "inexact": engines.inexact,
+        },
+        "arrivals": options.arrivals,
         "window_s": _one_or_all(options.window), "warmup_s": _one_or_all(options.warmup), "medium": options.medium,
         "slo": f"{SLO_FACTOR:g} x the unloaded mean of whole, 1 process", "questions": "each asked once",
         "slo_told": "anew for each" if options.slo_each else None,

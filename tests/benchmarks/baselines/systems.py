@@ -26,17 +26,20 @@ CLI = [sys.executable, "-m", "patchwork_serving.cli"]
 class Engines:
     """Real small models on this CPU, or emulated ones, ``slower`` times slower than the H100 that was measured.
 
-    ``chat``: the engine of the real LLM, for every system; None: as it comes.
+    ``chat``: the engine of the real LLM, for every system; None: as it comes. ``inexact``: OpenVINO in the precision that the
+    processor is fastest with, where answers need not be those of another run.
     """
 
     emulated: bool
     slower: float = 1.0
     chat: str | None = None
+    inexact: bool = False
 
     def models(self, app: Application) -> dict[str, Any]:
         """``models`` of patchwork.yaml."""
         if not self.emulated:
-            return {CHAT: {"engine": self.chat}} if self.chat else {}
+            arguments = {"engine_args": {"exact": False}} if self.inexact else {}
+            return {CHAT: {"engine": self.chat, **arguments}} if self.chat else {}
         return {
             name: {"engine": "emulated", "engine_args": {**arguments, "slower": self.slower}}
             for name, arguments in app.emulated.items()
