@@ -18,7 +18,8 @@ a long comparison can be made in parts. ``--ablation`` runs ours with one thing 
 cores were busy, ``machine_was_the_limit`` says so: then the machine was measured, and nothing may be claimed of the system.
 
 A shared machine may be half as fast an hour later, with the same real models. ``--slo-each`` measures the unloaded mean again before each
-system, from which its SLO and its rates come; ``compared`` brings rates to the machine's speed at the first.
+system, from which its SLO and its rates come, and as much longer windows, so that all see the same arrivals; ``compared`` brings rates to
+the machine's speed at the first.
 """
 
 from __future__ import annotations
@@ -59,7 +60,8 @@ def main() -> None:
             alone_s = reference_mean(app, engines, options.unloaded) if options.slo_each else found["unloaded_mean_s"]
             slo_s = SLO_FACTOR * alone_s
             print(f"{name}: {setting.system}, {setting.name} (SLO {slo_s:.2f} s)", file=sys.stderr)
-            run = measure(setting, app, engines, slo_s, _loads(app, engines, options, alone_s))
+            loads = _loads(app, engines, options, alone_s, alone_s / found["unloaded_mean_s"])
+            run = measure(setting, app, engines, slo_s, loads)
             if options.slo_each:
                 run = {"unloaded_mean_s": alone_s, "slo_s": slo_s, "slower": alone_s / found["unloaded_mean_s"], **run}
             found["systems"].setdefault(setting.system, {})[setting.name] = run
@@ -140,13 +142,17 @@ def wanted(app: Application, options: argparse.Namespace) -> list[Setting]:
     return [setting for setting in found if names is None or setting.name in names]
 
 
-def _loads(app: Application, engines: Engines, options: argparse.Namespace, unloaded_mean_s: float) -> Loads:
+def _loads(
+    app: Application, engines: Engines, options: argparse.Namespace, unloaded_mean_s: float, slower: float = 1.0
+) -> Loads:
+    """``slower``: the machine, than at the application's first system. All see the same arrivals, as much further apart."""
     if options.rates:
         rates = [float(rate) for rate in options.rates.split(",")]
     else:
         capacity = app.capacity_per_s(engines.slower) if engines.emulated else 1.0 / unloaded_mean_s
         rates = [float(load) * capacity for load in options.loads.split(",")]
     windows, warmups = (_for_each(given, len(rates)) for given in (options.window, options.warmup))
+    windows, warmups = ([slower * seconds for seconds in of] for of in (windows, warmups))
     return Loads(rates, windows, warmups, options.learn, options.stream, options.arrivals)
 
 

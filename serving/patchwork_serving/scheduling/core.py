@@ -291,9 +291,9 @@ class Scheduling:
     # -- inside the lock -------------------------------------------------------------------------------------------
 
     def _can_choose_by_prefix(self, component: str) -> bool:
-        # before its first call nobody knows how many replicas there are, and who answers that call has seen a prompt, too
+        # before the first answer nobody knows of any replica, and who answers has seen a prompt, too
         replicas = self._replicas.get(component)
-        return component in self._prefixes and (replicas is None or len(replicas) > 1)
+        return component in self._prefixes and (replicas is None or len(replicas) != 1)
 
     def _site(self, call: LeafCall) -> str:
         """The call-site that the call counts for. What a client sends decides which there are, in some chains: not without end."""

@@ -52,6 +52,16 @@ def test_windows_and_warm_ups_are_one_for_all_or_one_for_each() -> None:
         loads(warmup=[1.0, 2.0])
 
 
+def test_on_a_slower_machine_the_same_arrivals_come_further_apart() -> None:
+    first, later = (
+        bench_applications._loads(APPLICATIONS["vanilla"], REAL, asked(), mean_s, slower)
+        for mean_s, slower in ((0.5, 1.0), (0.6, 1.2))
+    )
+    for one, other in ((first.windows_s, later.windows_s), (first.warmups_s, later.warmups_s)):
+        expected = [rate * seconds for rate, seconds in zip(first.rates, one, strict=True)]
+        assert [rate * seconds for rate, seconds in zip(later.rates, other, strict=True)] == pytest.approx(expected)
+
+
 def test_what_was_measured_on_a_slower_machine_is_brought_to_the_speed_of_the_first() -> None:
     run = {"points": (points := [point(1.0, 1.0), point(2.0, 0.5)]), **measuring.summary(points), "streams": None}
     systems = {"whole": {"2 processes": run}, "ours": {"1 ingress": {**run, "slower": 1.5}}}

@@ -376,6 +376,17 @@ def test_in_its_first_minute_a_prompt_goes_where_its_beginning_is_though_that_re
     assert world.it.send(again, "again", 100.0).replica == "llm#b"
 
 
+def test_calls_made_before_the_first_answer_count_too() -> None:
+    world = World(llms=["llm"])  # Serve has told of no replica yet
+    texts = [n.to_bytes(2, "big") * 600 for n in range(4)]
+    steps = [world.it.begin(leaf_call(f"r{n}", payload=text), 0.0) for n, text in enumerate(texts)]
+    sent = [(step, world.it.send(step, f"call{n}", 0.0)) for n, step in enumerate(steps)]
+    world.names = ("a", "b")
+    for n, (step, sending) in enumerate(sent):
+        world.answer(step, sending, 1.0, 1.0, replica=f"llm#{'ab'[n % 2]}")
+    assert world.it.facts(1.0)["prefixes"]["llm"]["calls"] == 4
+
+
 def test_where_a_repeat_saves_nothing_calls_take_turns() -> None:
     world = World("a", "b", llms=["llm"])
     for n in range(60):
