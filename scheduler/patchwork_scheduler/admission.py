@@ -144,9 +144,8 @@ class Admission:
         self._margins: dict[str, float] = {one.name: 1.0 for one in classes}
         self._missed = False  # whether any request that was let in ever did
         self._latest: Ahead | None = None  # what is known of a new request by now
-        self._paid: dict[
-            str, float
-        ] = {}  # class -> late probes that those in time without telling anything have paid for
+        # class -> late probes that have been paid for, by those in time that told nothing
+        self._paid: dict[str, float] = {}
         self._entered = 0  # requests accepted, ever
         self._probing = False  # whether one is in
         self._probes_in_time, self._probes_late = PROBES_PRIOR
@@ -344,8 +343,8 @@ class Admission:
         self._compared += 1
         # who found few there is delayed by whoever comes later: the ratio is to be right near the limit
         weight = _telling(share, late) * max(RATIO_DECAY, 1.0 / (self._compared + RATIO_PRIOR))
-        # By how much it is late says little: what is late gives way to all others.
-        real = min(now, accepted.deadline) - accepted.since - (accepted.work_s if work_s is None else work_s)
+        # By how much it is late says little: what is late gives way to all others. One that is late by its own work was not sped up.
+        real = max(min(now, accepted.deadline) - accepted.since - (accepted.work_s if work_s is None else work_s), 0.0)
         self._delay_predicted += weight * (delay - self._delay_predicted)
         self._delay_real += weight * (real - self._delay_real)
 
