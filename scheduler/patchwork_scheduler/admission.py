@@ -338,13 +338,15 @@ class Admission:
         late = now > accepted.deadline
         if share < RATIO_TELLING and not late:
             return
+        # By how much it is late says little: what is late gives way to all others.
+        real = min(now, accepted.deadline) - accepted.since - (accepted.work_s if work_s is None else work_s)
+        if late and real <= 0.0:
+            return  # by its own work
         if not self._compared:
             self._delay_predicted = self._delay_real = max(PRIOR_DELAY * accepted.work_s, 1e-6)
         self._compared += 1
         # who found few there is delayed by whoever comes later: the ratio is to be right near the limit
         weight = _telling(share, late) * max(RATIO_DECAY, 1.0 / (self._compared + RATIO_PRIOR))
-        # By how much it is late says little: what is late gives way to all others. One that is late by its own work was not sped up.
-        real = max(min(now, accepted.deadline) - accepted.since - (accepted.work_s if work_s is None else work_s), 0.0)
         self._delay_predicted += weight * (delay - self._delay_predicted)
         self._delay_real += weight * (real - self._delay_real)
 

@@ -169,13 +169,13 @@ def test_a_delay_is_what_is_beyond_a_requests_own_work_as_it_turned_out() -> Non
     assert admission.ratio < 1.0 < blaming.ratio
 
 
-def test_one_that_had_more_to_do_than_there_was_time_was_not_sped_up_by_company() -> None:
+def test_one_that_had_more_to_do_than_there_was_time_says_nothing_of_delays() -> None:
     admission = door()
     for i in range(50):
         for name, ended, work_s in ((f"long{i}", 9.0, 8.0), (f"usual{i}", 1.1, 0.5)):
             admission.accepted(name, FAST, ahead(), i + 2.0, float(i), 0.5 + 0.6 * admission.ratio)
             admission.finished(name, i + ended, work_s=work_s)
-    assert admission.ratio > 0.4  # no delay, and as much as predicted
+    assert admission.ratio == pytest.approx(1.0)
 
 
 MODEST = SloClass("modest", 2.0, target_share=0.8)
