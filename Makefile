@@ -24,7 +24,7 @@ test: setup
 	$(BIN)/python -m pytest -m "$(WITHOUT_GPU) and not alone and not ray" -n 2 --dist loadfile $(SERVERS)
 	$(BIN)/python -m pytest -m "$(WITHOUT_GPU) and (alone or ray)" $(SERVERS)
 
-# The examples deployed against plain, 30 questions each (`make test` asks 5).
+# The examples deployed against plain, 30 questions each (`make test` asks 3).
 parity: setup
 	PARITY_QUESTIONS=30 $(BIN)/python -m pytest tests/acceptance/test_parity.py -s
 

@@ -1,8 +1,8 @@
 """Deployed against plain: the examples answer questions the same, on the same engines, asked one after the other.
 
 Plain is what anybody would run: a program without Patchwork, with an OpenAI-compatible URL in its environment; it answers, and from
-passages about what was asked. ``make parity`` asks 30; every run of the tests asks 5, because each takes both sides two to three
-seconds of a core. ``PARITY_ENGINE=openvino`` gives the chat model that engine on both sides.
+passages about what was asked. ``make parity`` asks 30; every run of the tests asks 3, because each takes both sides up to ten
+seconds of two cores. ``PARITY_ENGINE=openvino`` gives the chat model that engine on both sides.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from kit.deployed import EXAMPLES, QUESTIONS, ROOT, TOPICS, a_home, deployed
 
 pytestmark = [pytest.mark.ray, pytest.mark.postgres, pytest.mark.models, pytest.mark.slow]
 
-NUM_QUESTIONS = int(os.environ.get("PARITY_QUESTIONS", "5"))
+NUM_QUESTIONS = int(os.environ.get("PARITY_QUESTIONS", "3"))
 ENGINE = os.environ.get("PARITY_ENGINE", "llamacpp")
 
 
