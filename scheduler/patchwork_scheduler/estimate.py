@@ -25,6 +25,8 @@ QUANTILE = 0.98
 ENOUGH = round(1 / (1 - QUANTILE))
 #: How many requests the quantile is taken of: five of them lie above it.
 WINDOW = 256
+#: Of those, the oldest are left out that came when the mean was so many times today's: a cold start, or a machine's bad hour.
+FALLEN = 1.3
 
 
 @dataclass(slots=True)
@@ -60,17 +62,19 @@ class Recent:
     __slots__ = ("_order", "_sorted")
 
     def __init__(self) -> None:
-        self._order: deque[float] = deque()
+        self._order: deque[tuple[float, float]] = deque()  # and the mean as it was then
         self._sorted: list[float] = []
 
     def __len__(self) -> int:
         return len(self._order)
 
-    def observe(self, value: float) -> None:
-        self._order.append(value)
+    def observe(self, value: float, mean: float) -> None:
+        """``mean``: of the stream, with ``value``."""
+        self._order.append((value, mean))
         bisect.insort(self._sorted, value)
-        if len(self._order) > WINDOW:
-            del self._sorted[bisect.bisect_left(self._sorted, self._order.popleft())]
+        while len(self._order) > WINDOW or self._order[0][1] > FALLEN * mean:
+            oldest, _ = self._order.popleft()
+            del self._sorted[bisect.bisect_left(self._sorted, oldest)]
 
     def quantile(self, share: float = QUANTILE) -> float:
         """The least value seen that a ``share`` of all do not exceed; 0 when none was seen."""
@@ -209,7 +213,7 @@ class Estimates:
             _judge(knowledge, actual)
             weight = knowledge.work.observe(work)
             if knowledge.work.count > 1:  # the first found everything cold, and would be the longest for a long time
-                knowledge.recent.observe(work)
+                knowledge.recent.observe(work, knowledge.work.mean)
             knowledge.time.observe(actual)
             knowledge.learn(demand, weight)
 

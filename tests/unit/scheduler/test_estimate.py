@@ -101,7 +101,7 @@ def test_the_quantile_is_that_of_the_latest_observations() -> None:
     recent = Recent()
     assert recent.quantile() == 0.0
     for value in [9.0] * 50 + [i / 256 for i in range(256)]:
-        recent.observe(value)
+        recent.observe(value, mean=1.0)
     assert recent.quantile(0.5) == pytest.approx(0.5, abs=0.01)
     assert recent.quantile(1.0) == 255 / 256
 
@@ -123,6 +123,24 @@ def test_the_first_request_found_everything_cold_and_is_not_what_may_lie_ahead()
     ahead = estimates.ahead(GRADE)
     assert ahead.high_work_s < 5.0
     assert ahead.samples == 10  # it was seen, though: fifty requests are enough, the first among them
+
+
+def test_requests_of_a_cold_start_are_not_for_long_what_may_lie_ahead() -> None:
+    rng, estimates = random.Random(2), Estimates()
+    for i in range(200):
+        seconds = rng.uniform(0.7, 1.3)
+        estimates.observe(visits(answer_s=3.0 * seconds if i < 12 else seconds), finished=4.0)
+    assert (
+        1.2 < estimates.ahead(ANSWER).high_work_s < 1.8
+    )  # of 200, four are longer than the quantile: all of them were cold
+
+
+def test_after_a_change_to_slower_requests_none_stands_out() -> None:
+    rng, estimates = random.Random(3), Estimates()
+    for i in range(250):
+        seconds = rng.uniform(0.7, 1.3)
+        estimates.observe(visits(answer_s=seconds if i < 150 else 3.0 * seconds), finished=4.0)
+    assert 3.3 < estimates.ahead(ANSWER).high_work_s <= 3.9
 
 
 @pytest.mark.parametrize("deadline", [0.0, -1.0, float("nan"), float("inf")])
