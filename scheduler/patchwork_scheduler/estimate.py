@@ -8,7 +8,9 @@ be in time would be given up), and *time*, what it really took, waiting included
 from __future__ import annotations
 
 import bisect
+import itertools
 import math
+import statistics
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -25,7 +27,11 @@ QUANTILE = 0.98
 ENOUGH = round(1 / (1 - QUANTILE))
 #: How many requests the quantile is taken of: five of them lie above it.
 WINDOW = 256
-#: Of those, the oldest are left out that came when the mean was so many times today's: a cold start, or a machine's bad hour.
+#: They are kept or left out by so many at a time.
+GROUP = 16
+#: A bad hour: groups whose median is so many times the latest's, and those before and after each.
+BAD_HOUR = 1.5
+#: A cold start: groups that came when the mean was so many times today's.
 FALLEN = 1.3
 
 
@@ -57,30 +63,54 @@ class Learned:
 
 
 class Recent:
-    """The quantiles of the last observations."""
+    """The quantiles of the last observations, without those of a bad hour that is over.
 
-    __slots__ = ("_order", "_sorted")
+    A slow machine, or a cold start, is over at once, and would for the next WINDOW be what the longest ones are like. Groups are judged by
+    their medians, which know nothing of the few that are long for a reason of their own: those stay.
+    """
+
+    __slots__ = ("_group", "_groups", "_sorted")
 
     def __init__(self) -> None:
-        self._order: deque[tuple[float, float]] = deque()  # and the mean as it was then
+        self._group: list[float] = []  # the latest, not full yet
+        self._groups: deque[_Group] = deque(maxlen=WINDOW // GROUP)
         self._sorted: list[float] = []
 
     def __len__(self) -> int:
-        return len(self._order)
+        return len(self._sorted)
 
     def observe(self, value: float, mean: float) -> None:
         """``mean``: of the stream, with ``value``."""
-        self._order.append((value, mean))
+        self._group.append(value)
         bisect.insort(self._sorted, value)
-        while len(self._order) > WINDOW or self._order[0][1] > FALLEN * mean:
-            oldest, _ = self._order.popleft()
-            del self._sorted[bisect.bisect_left(self._sorted, oldest)]
+        if len(self._group) == GROUP:
+            self._groups.append(_Group(self._group, statistics.median(self._group), mean))
+            self._group = []
+            self._sorted = sorted(itertools.chain.from_iterable(group.values for group in self._good()))
 
     def quantile(self, share: float = QUANTILE) -> float:
         """The least value seen that a ``share`` of all do not exceed; 0 when none was seen."""
         if not self._sorted:
             return 0.0
         return self._sorted[max(math.ceil(share * len(self._sorted)) - 1, 0)]
+
+    def _good(self) -> list[_Group]:
+        """The groups that are like the latest."""
+        groups, latest = list(self._groups), self._groups[-1]
+        bad = [group.median > BAD_HOUR * latest.median for group in groups]
+        beside = [before or after for before, after in zip([False, *bad[:-1]], [*bad[1:], False], strict=True)]
+        return [
+            group
+            for group, is_bad, is_beside in zip(groups, bad, beside, strict=True)
+            if group is latest or not (is_bad or is_beside or group.mean > FALLEN * latest.mean)
+        ]
+
+
+@dataclass(frozen=True, slots=True)
+class _Group:
+    values: list[float]
+    median: float
+    mean: float  #: of the stream, at its end
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,9 +5,11 @@ from __future__ import annotations
 import random
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from patchwork_scheduler.errors import InvalidSloClass, UnknownSloClass
-from patchwork_scheduler.estimate import NOTHING, Estimates, Recent, Visit
+from patchwork_scheduler.estimate import GROUP, NOTHING, WINDOW, Estimates, Recent, Visit
 from patchwork_scheduler.model import SloClass, State, slo_class
 
 GRADE, ANSWER = State("grade"), State("answer")
@@ -100,7 +102,7 @@ def test_calibration_sets_prediction_against_what_was() -> None:
 def test_the_quantile_is_that_of_the_latest_observations() -> None:
     recent = Recent()
     assert recent.quantile() == 0.0
-    for value in [9.0] * 50 + [i / 256 for i in range(256)]:
+    for value in [9.0] * 48 + [i / 256 for i in range(256)]:
         recent.observe(value, mean=1.0)
     assert recent.quantile(0.5) == pytest.approx(0.5, abs=0.01)
     assert recent.quantile(1.0) == 255 / 256
@@ -133,6 +135,34 @@ def test_requests_of_a_cold_start_are_not_for_long_what_may_lie_ahead() -> None:
     assert (
         1.2 < estimates.ahead(ANSWER).high_work_s < 1.8
     )  # of 200, four are longer than the quantile: all of them were cold
+
+
+def test_requests_of_a_bad_hour_that_is_over_are_not_for_long_what_may_lie_ahead() -> None:
+    rng, estimates = random.Random(4), Estimates()
+    for i in range(320):
+        seconds = rng.uniform(0.7, 1.3)
+        estimates.observe(visits(answer_s=2.5 * seconds if 90 <= i < 150 else seconds), finished=4.0)
+        if i == 149:
+            assert estimates.ahead(ANSWER).high_work_s > 3.0
+    assert 1.2 < estimates.ahead(ANSWER).high_work_s <= 1.31
+
+
+@given(st.lists(st.floats(0.1, 10.0), min_size=1, max_size=600))
+def test_whatever_is_left_out_the_latest_are_in_and_no_more_than_a_window(values: list[float]) -> None:
+    recent = Recent()
+    for value in values:
+        recent.observe(value, mean=1.0)
+    assert min(len(values), GROUP) <= len(recent) <= WINDOW + GROUP
+    assert recent.quantile(1.0) >= max(values[-GROUP:])
+
+
+def test_rare_long_requests_are_in_whatever_groups_are_left_out() -> None:
+    """Half of the requests take three times as long, so that groups differ; one in 25 takes ten times."""
+    rng, recent, found = random.Random(5), Recent(), []
+    for _ in range(4000):
+        recent.observe(10.0 if rng.random() < 0.04 else rng.choice([1.0, 3.0]), mean=2.0)
+        found.append(recent.quantile(0.98))
+    assert found[500:].count(10.0) > 0.7 * len(found[500:])
 
 
 def test_after_a_change_to_slower_requests_none_stands_out() -> None:

@@ -6,6 +6,7 @@ import heapq
 import itertools
 import random
 from collections import Counter
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -17,6 +18,7 @@ from patchwork_scheduler.model import SloClass
 from patchwork_serving.scheduling import Scheduling
 from patchwork_serving.wire import Report
 
+BAD, BAD_HOUR = 1.8, range(100, 160)
 ALONE_S, SLOWER, SLO = 1.1, 0.08, SloClass("s", 2.2, target_share=0.98)
 BEGINNING, REQUESTS = 60, 400
 
@@ -24,9 +26,10 @@ BEGINNING, REQUESTS = 60, 400
 class Engine:
     """Runs ``slots`` calls at once, each slower by a part for every other there was when it began; the rest waits in order."""
 
-    def __init__(self, slots: int, seed: int) -> None:
+    def __init__(self, slots: int, seed: int, slo: SloClass = SLO, bad_hour: range = range(0)) -> None:
         self.slots = slots
-        self.it = Scheduling({"s": SLO}, {"llm": 1}, admission="refuse", replicas_of=lambda _: ("a",))
+        self.bad_hour = bad_hour  #: requests that take BAD times as long
+        self.it = Scheduling({"s": slo}, {"llm": 1}, admission="refuse", replicas_of=lambda _: ("a",))
         self.rng = random.Random(seed)
         self.events: list[tuple[float, int, Any]] = []
         self.order = itertools.count()
@@ -58,7 +61,12 @@ class Engine:
 
     def start(self, call: Any, now: float) -> None:
         self.inside += 1
-        took = ALONE_S * self.rng.uniform(0.8, 1.2) * (1 + SLOWER * (self.inside - 1))
+        took = (
+            ALONE_S
+            * self.rng.uniform(0.8, 1.2)
+            * (1 + SLOWER * (self.inside - 1))
+            * (BAD if call[0] in self.bad_hour else 1.0)
+        )
         heapq.heappush(self.events, (now + took, next(self.order), (call, now, took, self.inside)))
 
     def end(self, call: Any, began: float, took: float, company: int, now: float) -> None:
@@ -74,7 +82,7 @@ class Engine:
             self.start(self.queue.pop(0), now)
 
     def count(self, n: int, outcome: str) -> None:
-        (self.beginning if n < BEGINNING else self.later)[outcome] += 1
+        (self.beginning if n < max(BEGINNING, self.bad_hour.stop) else self.later)[outcome] += 1
 
 
 @pytest.mark.parametrize("slots", [4, 16])
@@ -96,3 +104,16 @@ def test_a_rush_at_the_very_beginning_does_not_shut_the_door_for_good(slots: int
     could_be = 10 * (REQUESTS - BEGINNING) / 3
     assert in_time >= share * could_be
     assert late <= 0.15 * (in_time + late)
+
+
+@pytest.mark.parametrize("slots", [2, 4])
+def test_after_a_bad_hour_the_door_comes_back(slots: int) -> None:
+    """Everybody is late in it, and of those let in one at a time afterwards nothing would be learnt: probes tell that it is over."""
+    in_time = late = 0
+    for seed in range(8):
+        engine = Engine(slots, seed, replace(SLO, target_share=0.8), bad_hour=BAD_HOUR)
+        engine.run(0.3 * engine.capacity())
+        in_time, late = in_time + engine.later["in time"], late + engine.later["late"]
+    offered = 8 * (REQUESTS - BAD_HOUR.stop)
+    assert in_time >= 0.85 * offered
+    assert late <= 0.05 * offered
