@@ -127,14 +127,13 @@ def test_the_first_request_found_everything_cold_and_is_not_what_may_lie_ahead()
     assert ahead.samples == 10  # it was seen, though: fifty requests are enough, the first among them
 
 
-def test_requests_of_a_cold_start_are_not_for_long_what_may_lie_ahead() -> None:
+@pytest.mark.parametrize("cold", [7, 12])  # less and more than half of a group
+def test_requests_of_a_cold_start_are_not_for_long_what_may_lie_ahead(cold: int) -> None:
     rng, estimates = random.Random(2), Estimates()
     for i in range(200):
         seconds = rng.uniform(0.7, 1.3)
-        estimates.observe(visits(answer_s=3.0 * seconds if i < 12 else seconds), finished=4.0)
-    assert (
-        1.2 < estimates.ahead(ANSWER).high_work_s < 1.8
-    )  # of 200, four are longer than the quantile: all of them were cold
+        estimates.observe(visits(answer_s=3.0 * seconds if i < cold else seconds), finished=4.0)
+    assert 1.2 < estimates.ahead(ANSWER).high_work_s < 1.8  # of 200, four are longer than the quantile: all were cold
 
 
 def test_requests_of_a_bad_hour_that_is_over_are_not_for_long_what_may_lie_ahead() -> None:
